@@ -1,0 +1,25 @@
+// Every limit of the firmware, with the assertions that tie them together.
+
+export const SECTOR_SIZE: u32 = 512;
+export const BLOCK_SIZE: u32 = 4096;
+export const SECTORS_PER_BLOCK: u32 = BLOCK_SIZE / SECTOR_SIZE;
+
+/** The most sectors in one DRQ data block of READ/WRITE MULTIPLE ([ATA-6] 6.17, IDENTIFY word 47). */
+export const MULTIPLE_SECTORS_MAX: u32 = 16;
+
+/** 2^29 blocks of 4 KiB = 2 TiB, the largest image. */
+export const IMAGE_BLOCKS_MAX: u32 = 1 << 29;
+
+/** NBD requests in flight. Enough to fill 100 Mbit/s * 40 ms = 500 KB with requests of 64 KiB. */
+export const NBD_REQUESTS_MAX: u32 = 16;
+/** The largest NBD request that the card sends: one half of the data buffer. */
+export const NBD_REQUEST_SIZE_MAX: u32 = 131072;
+
+/** Back-off between connection attempts: doubles from the first to the second, with up to 50 % of chance added. */
+export const RECONNECT_MIN_MS: u32 = 100;
+export const RECONNECT_MAX_MS: u32 = 10000;
+/** A connection that brings nothing for this long although something is outstanding is given up. */
+export const NBD_SILENCE_TIMEOUT_MS: u32 = 10000;
+
+assert(BLOCK_SIZE % SECTOR_SIZE == 0);
+assert(NBD_REQUEST_SIZE_MAX % BLOCK_SIZE == 0);

@@ -1,0 +1,39 @@
+// Linear memory: every arena, its offset, size and owner. The runtime provides the memory and chooses its size before the
+// firmware starts; it never grows. What lies behind the static data (from __heap_base up) is the cache's and the write
+// log's, shared out by init().
+//
+//   0x000000  never used, so that a null pointer traps the reader's eye
+//   0x001000  front end's register block            front-end/block.ts
+//   0x002000  settings record                       settings.ts
+//   0x003000  statistics record                     statistics.ts
+//   0x004000  NBD requests and protocol staging      nbd/
+//   0x008000  log line staging                      log.ts
+//   0x009000  IDENTIFY DEVICE data                  ata/identify.ts
+//   0x010000  data buffer                           ata/, front end
+//   0x100000  static data (asconfig.json, memoryBase), then __heap_base
+
+export const FRONT_END: usize = 0x1000;
+export const FRONT_END_SIZE: u32 = 0x100;
+
+export const SETTINGS: usize = 0x2000;
+export const SETTINGS_SIZE: u32 = 0x400;
+
+export const STATISTICS: usize = 0x3000;
+export const STATISTICS_SIZE: u32 = 0x400;
+
+export const NBD: usize = 0x4000;
+export const NBD_SIZE: u32 = 0x4000;
+
+export const LOG_LINE: usize = 0x8000;
+export const LOG_LINE_SIZE: u32 = 0x200;
+
+export const IDENTIFY: usize = 0x9000;
+export const IDENTIFY_SIZE: u32 = 0x200;
+
+/** Two halves of 128 KiB: one is with the front end while the firmware fills or empties the other.
+ * 256 sectors (the most that a 28-bit command moves) * 512 = 128 KiB. */
+export const DATA_BUFFER: usize = 0x10000;
+export const DATA_BUFFER_SIZE: u32 = 0x40000;
+export const DATA_BUFFER_HALF_SIZE: u32 = 0x20000;
+
+export const STATIC_DATA: usize = 0x100000;
