@@ -41,7 +41,8 @@ export class Statistics {
   /** Written by the PC and not yet committed by the server. */
   lagBytes: u64; // 96
   lagEpochs: u32; // 104
-  lagSeconds: u32; // 108
+  /** clock_ms() at which the oldest of them was written; valid while lagBytes is not 0. */
+  lagSinceMs: u32; // 108
   connects: u32; // 112
   /** Events that the state machines ignored, writes while busy and the like. */
   eventsIgnored: u32; // 116
