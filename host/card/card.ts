@@ -1,0 +1,22 @@
+// A card as the host side sees it: a front end to put on a cable, and something to start, stop and look at.
+
+import type { FrontEnd } from '../front-end/front-end.js';
+import type { CardStatistics } from './statistics.js';
+
+export type LogLevel = 'error' | 'warning' | 'info' | 'debug';
+export const LOG_LEVELS: readonly LogLevel[] = ['error', 'warning', 'info', 'debug'];
+
+export interface Card {
+  readonly frontEnd: FrontEnd;
+  /** One line of the firmware's or the runtime's log. */
+  onLog: (level: LogLevel, line: string) => void;
+  /** The firmware has stopped for good: a trap or a failed assertion. */
+  onCrash: (error: Error) => void;
+  /** Powers the card on. Resolves when the disk is ready: the image server has told its size. Rejects with a Failure when
+   * the settings or the image server's answer make that impossible. */
+  start(): Promise<void>;
+  /** Waits until the image server has committed every write, as far as it can be reached within `timeoutMs`, then powers
+   * the card off. Resolves to the number of bytes that were not committed. */
+  stop(timeoutMs?: number): Promise<number>;
+  statistics(): CardStatistics;
+}

@@ -1,0 +1,225 @@
+// A card inside this process: the firmware in V8, the front end on the same memory, the network by node:net.
+//
+// A step runs in the caller's stack: a PC that writes the Command register finds the answer in the registers when the write
+// returns, if the card needed nothing from outside.
+
+import { randomBytes } from 'node:crypto';
+import { Failure } from '../failure.js';
+import { FrontEnd } from '../front-end/front-end.js';
+import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
+import { crc32c } from './crc32c.js';
+import { Network, type NetworkPath } from './network.js';
+import { type CardSettings, encodeSettings } from './settings.js';
+import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
+
+const FRONT_END_OFFSET = 0x1000;
+const PAGE_SIZE = 65_536;
+const NO_TIMER = 0xffffffff;
+/** Enough for a PC's working set; the firmware takes any size from 16 MiB up. */
+export const DEFAULT_MEMORY_SIZE = 128 << 20;
+/** How long a card may take to reach its image server at power-on. */
+const START_TIMEOUT_MS = 15_000;
+
+export interface InProcessCardOptions {
+  /** The firmware, as built: build/firmware/firmware.wasm. */
+  firmware: WebAssembly.Module;
+  settings: CardSettings;
+  path: NetworkPath;
+  /** Linear memory in bytes, a multiple of 64 KiB. */
+  memorySize?: number;
+  deviceNumber?: 0 | 1;
+}
+
+interface FirmwareExports {
+  init(): number;
+  step(): number;
+}
+
+export class InProcessCard implements Card {
+  readonly frontEnd: FrontEnd;
+  onLog: (level: LogLevel, line: string) => void = () => {};
+  onCrash: (error: Error) => void = () => {};
+  readonly #memory: WebAssembly.Memory;
+  readonly #bytes: Uint8Array;
+  readonly #network: Network;
+  readonly #record: Uint8Array;
+  readonly #firmware: FirmwareExports;
+  readonly #settings: CardSettings;
+  readonly #path: NetworkPath;
+  #running = false;
+  #stepping = false;
+  #again = false;
+  #timer: NodeJS.Timeout | null = null;
+  #timerDueMs = Number.POSITIVE_INFINITY;
+  #waiting: (() => void) | null = null;
+
+  constructor(options: InProcessCardOptions) {
+    const size = options.memorySize ?? DEFAULT_MEMORY_SIZE;
+    if (size % PAGE_SIZE !== 0) throw new Failure(`card memory must be a multiple of 64 KiB, not ${size} bytes`);
+    this.#settings = options.settings;
+    this.#path = options.path;
+    this.#record = encodeSettings(options.settings);
+    this.#memory = new WebAssembly.Memory({ initial: size / PAGE_SIZE, maximum: size / PAGE_SIZE });
+    this.#bytes = new Uint8Array(this.#memory.buffer);
+    this.#network = new Network([options.path]);
+    this.#network.onChange = () => this.#step();
+    this.#network.onError = (message) => this.onLog('warning', `network: ${message}`);
+    this.frontEnd = new FrontEnd(this.#memory.buffer, FRONT_END_OFFSET, options.deviceNumber ?? 0);
+    this.frontEnd.onEvent = () => this.#step();
+    const instance = new WebAssembly.Instance(options.firmware, this.#imports());
+    this.#firmware = instance.exports as unknown as FirmwareExports;
+  }
+
+  async start(): Promise<void> {
+    const error = this.#firmware.init();
+    if (error !== 0) throw new Failure(`the firmware refuses its settings or memory: error 0x${error.toString(16)}`);
+    this.#running = true;
+    this.frontEnd.powerOn();
+    this.#step();
+    await this.#until(() => this.#started(), START_TIMEOUT_MS);
+    if (this.statistics().sectors > 0) return;
+    const { linkState } = this.statistics();
+    await this.stop(0);
+    const where =
+      'path' in this.#path.address ? this.#path.address.path : `${this.#path.address.host}:${this.#path.address.port}`;
+    if (linkState === 'refused') {
+      throw new Failure(
+        `the image server at ${where} refuses the image "${this.#settings.exportName}" (see the log above)`,
+      );
+    }
+    if (linkState === 'up') throw new Failure(`the image "${this.#settings.exportName}" is smaller than one sector`);
+    throw new Failure(`no answer from the image server at ${where} within ${START_TIMEOUT_MS / 1000} s`);
+  }
+
+  async stop(timeoutMs = 10_000): Promise<number> {
+    if (this.#running) await this.#until(() => this.statistics().lagBytes === 0, timeoutMs);
+    const left = this.#running ? this.statistics().lagBytes : 0;
+    this.#running = false;
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#network.closeAll();
+    return left;
+  }
+
+  statistics(): CardStatistics {
+    const record = this.#bytes.subarray(STATISTICS_OFFSET, STATISTICS_OFFSET + STATISTICS_SIZE);
+    return decodeStatistics(record, clockMs());
+  }
+
+  #started(): boolean {
+    const { sectors, linkState } = this.statistics();
+    return sectors > 0 || linkState === 'refused' || linkState === 'up';
+  }
+
+  /** Resolves when `condition` holds after a step, or at the time-out. */
+  #until(condition: () => boolean, timeoutMs: number): Promise<void> {
+    if (condition()) return Promise.resolve();
+    return new Promise((resolve) => {
+      const done = (): void => {
+        clearTimeout(timeout);
+        this.#waiting = null;
+        resolve();
+      };
+      const timeout = setTimeout(done, timeoutMs);
+      this.#waiting = () => {
+        if (!this.#running || condition()) done();
+      };
+    });
+  }
+
+  /** Runs the firmware until it has nothing to do; an event during a step asks for another. */
+  #step(): void {
+    if (this.#stepping) {
+      this.#again = true;
+      return;
+    }
+    if (!this.#running) return;
+    this.#stepping = true;
+    let dueMs: number;
+    try {
+      do {
+        this.#again = false;
+        dueMs = this.#firmware.step() >>> 0;
+        this.#network.flush();
+      } while (this.#again);
+    } catch (error) {
+      this.#running = false;
+      this.#network.closeAll();
+      this.onCrash(error as Error);
+      return;
+    } finally {
+      this.#stepping = false;
+    }
+    this.#schedule(dueMs);
+    this.#waiting?.();
+  }
+
+  #schedule(dueMs: number): void {
+    if (dueMs === NO_TIMER) return;
+    // An earlier timer does: a step too many costs nothing.
+    const due = performance.now() + dueMs;
+    if (this.#timerDueMs <= due) return;
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timerDueMs = due;
+    this.#timer = setTimeout(() => {
+      this.#timer = null;
+      this.#timerDueMs = Number.POSITIVE_INFINITY;
+      this.#step();
+    }, dueMs);
+  }
+
+  #view(address: number, length: number): Uint8Array {
+    if (address + length > this.#bytes.length)
+      throw new RangeError(`import argument out of memory: ${address}+${length}`);
+    return this.#bytes.subarray(address, address + length);
+  }
+
+  /** The same list as assembly/imports.ts, in the same order. wasm hands u32 values over as signed numbers. */
+  #imports(): WebAssembly.Imports {
+    const network = this.#network;
+    return {
+      env: {
+        memory: this.#memory,
+        abort: (message: number, file: number, line: number, column: number) => {
+          const text = `${this.#readString(message)} at ${this.#readString(file)}:${line}:${column}`;
+          throw new Error(`firmware assertion failed: ${text}`);
+        },
+      },
+      imports: {
+        clock_ms: () => clockMs(),
+        random_u32: () => randomBytes(4).readUInt32LE(),
+        log_write: (level: number, text: number, length: number) => {
+          const line = Buffer.from(this.#view(text >>> 0, length >>> 0)).toString('utf8');
+          this.onLog(LOG_LEVELS[level] ?? 'error', line);
+        },
+        settings_read: (target: number, capacity: number) => {
+          const length = Math.min(this.#record.length, capacity >>> 0);
+          this.#view(target >>> 0, length).set(this.#record.subarray(0, length));
+          return length;
+        },
+        front_end_ring: () => this.frontEnd.ring(),
+        net_open: (stream: number, path: number) => network.open(stream, path),
+        net_close: (stream: number) => network.close(stream),
+        net_state: (stream: number) => network.state(stream),
+        net_start_tls: (stream: number) => network.startTls(stream),
+        net_receive: (stream: number, target: number, capacity: number) =>
+          network.receive(stream, this.#view(target >>> 0, capacity >>> 0)),
+        net_send: (stream: number, source: number, length: number) =>
+          network.send(stream, this.#view(source >>> 0, length >>> 0)),
+        crc32c: (seed: number, source: number, length: number) =>
+          crc32c(this.#view(source >>> 0, length >>> 0), seed >>> 0),
+      },
+    };
+  }
+
+  /** An AssemblyScript string: UTF-16, its length in bytes before it. */
+  #readString(address: number): string {
+    if (address === 0) return '?';
+    const view = new DataView(this.#memory.buffer);
+    const length = view.getUint32((address >>> 0) - 4, true);
+    return Buffer.from(this.#view(address >>> 0, length)).toString('utf16le');
+  }
+}
+
+function clockMs(): number {
+  return Math.floor(performance.now()) >>> 0;
+}

@@ -1,0 +1,180 @@
+// The network group of the firmware's imports over node:net and node:tls: byte streams with their buffers.
+//
+// Nothing here calls the firmware: a change is told by `onChange`, and the firmware looks for itself in its next step.
+
+import net from 'node:net';
+import tls from 'node:tls';
+
+/** One route to an image server, and who we are on it. */
+export interface NetworkPath {
+  address: { host: string; port: number } | { path: string };
+  /** TLS-PSK identity and key, or certificates; absent when the server offers no TLS. */
+  tls?: { identity: string; key: Buffer } | { ca: string; cert: string; key: string; serverName: string };
+}
+
+/** The firmware's NetState. */
+const CLOSED = 0;
+const CONNECTING = 1;
+const OPEN = 2;
+
+/** Beyond this much unsent data a stream takes no more. */
+const SEND_BUFFER_SIZE = 1 << 20;
+/** Received data beyond this makes the peer wait. */
+const RECEIVE_BUFFER_SIZE = 4 << 20;
+/** Larger pieces are sent from the firmware's memory as they lie (it keeps them until the reply), smaller ones are copied. */
+const COPY_LIMIT = 16 << 10;
+
+interface Stream {
+  socket: net.Socket;
+  state: number;
+  received: Buffer[];
+  receivedBytes: number;
+  path: NetworkPath;
+}
+
+export class Network {
+  onChange: () => void = () => {};
+  /** Why a stream could not be opened or broke, for the log. */
+  onError: (message: string) => void = () => {};
+  readonly #paths: NetworkPath[];
+  readonly #streams = new Map<number, Stream>();
+  readonly #corked = new Set<net.Socket>();
+
+  constructor(paths: NetworkPath[]) {
+    this.#paths = paths;
+  }
+
+  open(number: number, pathNumber: number): void {
+    this.close(number);
+    const path = this.#paths[pathNumber];
+    if (path === undefined) return;
+    const socket = net.connect({ ...path.address, noDelay: true });
+    const stream: Stream = { socket, state: CONNECTING, received: [], receivedBytes: 0, path };
+    this.#streams.set(number, stream);
+    socket.on('connect', () => this.#setState(stream, OPEN));
+    this.#listen(stream, socket);
+  }
+
+  close(number: number): void {
+    const stream = this.#streams.get(number);
+    if (stream === undefined) return;
+    this.#streams.delete(number);
+    // What was written goes out (a disconnect request, say) before the connection is closed.
+    this.flush();
+    stream.socket.removeAllListeners();
+    stream.socket.on('error', () => {});
+    stream.socket.destroySoon();
+  }
+
+  closeAll(): void {
+    for (const number of [...this.#streams.keys()]) this.close(number);
+  }
+
+  state(number: number): number {
+    const stream = this.#streams.get(number);
+    return stream === undefined || (stream.state === CLOSED && stream.receivedBytes === 0)
+      ? CLOSED
+      : stream.state || OPEN;
+  }
+
+  startTls(number: number): void {
+    const stream = this.#streams.get(number);
+    if (stream === undefined || stream.state !== OPEN) return;
+    const plain = stream.socket;
+    this.flush();
+    plain.removeAllListeners();
+    stream.state = CONNECTING;
+    const secure = connectTls(plain, stream.path, (message) => this.onError(message));
+    if (secure === null) {
+      stream.state = CLOSED;
+      plain.destroy();
+      return;
+    }
+    stream.socket = secure;
+    secure.on('secureConnect', () => this.#setState(stream, OPEN));
+    this.#listen(stream, secure);
+  }
+
+  /** Moves received bytes into `target`; returns how many. */
+  receive(number: number, target: Uint8Array): number {
+    const stream = this.#streams.get(number);
+    if (stream === undefined) return 0;
+    let moved = 0;
+    while (moved < target.length && stream.received.length > 0) {
+      const first = stream.received[0];
+      const count = Math.min(first.length, target.length - moved);
+      target.set(count === first.length ? first : first.subarray(0, count), moved);
+      moved += count;
+      if (count === first.length) stream.received.shift();
+      else stream.received[0] = first.subarray(count);
+    }
+    stream.receivedBytes -= moved;
+    if (stream.receivedBytes < RECEIVE_BUFFER_SIZE && stream.socket.isPaused()) stream.socket.resume();
+    return moved;
+  }
+
+  /** Takes bytes to send; returns how many. */
+  send(number: number, source: Uint8Array): number {
+    const stream = this.#streams.get(number);
+    if (stream === undefined || stream.state !== OPEN) return 0;
+    const room = SEND_BUFFER_SIZE - stream.socket.writableLength;
+    if (room <= 0) return 0;
+    const part = source.length <= room ? source : source.subarray(0, room);
+    if (!this.#corked.has(stream.socket)) {
+      stream.socket.cork();
+      this.#corked.add(stream.socket);
+    }
+    stream.socket.write(part.length < COPY_LIMIT ? Buffer.from(part) : part);
+    return part.length;
+  }
+
+  /** Hands what was sent in this step to the system, in as few writes as it takes. */
+  flush(): void {
+    if (this.#corked.size === 0) return;
+    for (const socket of this.#corked) socket.uncork();
+    this.#corked.clear();
+  }
+
+  #listen(stream: Stream, socket: net.Socket): void {
+    socket.on('data', (data: Buffer) => {
+      stream.received.push(data);
+      stream.receivedBytes += data.length;
+      if (stream.receivedBytes >= RECEIVE_BUFFER_SIZE) socket.pause();
+      this.onChange();
+    });
+    socket.on('drain', () => this.onChange());
+    socket.on('error', (error) => this.onError(error.message));
+    socket.on('close', () => this.#setState(stream, CLOSED));
+  }
+
+  #setState(stream: Stream, state: number): void {
+    stream.state = state;
+    this.onChange();
+  }
+}
+
+function connectTls(socket: net.Socket, path: NetworkPath, onError: (message: string) => void): tls.TLSSocket | null {
+  const how = path.tls;
+  if (how === undefined) {
+    onError('the settings ask for TLS, but this path has neither a key nor certificates');
+    return null;
+  }
+  if ('identity' in how) {
+    return tls.connect({
+      socket,
+      pskCallback: () => ({ identity: how.identity, psk: how.key }),
+      ciphers: 'PSK-AES128-GCM-SHA256',
+      maxVersion: 'TLSv1.2',
+      // A peer that knows the key is the server: there is no name to check.
+      checkServerIdentity: () => undefined,
+    });
+  }
+  return tls.connect({
+    socket,
+    ca: how.ca,
+    cert: how.cert,
+    key: how.key,
+    servername: how.serverName,
+    minVersion: 'TLSv1.2',
+  });
+}

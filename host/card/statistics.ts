@@ -1,0 +1,65 @@
+// Reads the statistics record out of a card's memory (SPEC.md "Statistics").
+
+export const STATISTICS_OFFSET = 0x3000;
+export const STATISTICS_SIZE = 128;
+const MAGIC = 0x53534252; // "RBSS"
+const VERSION = 1;
+
+export const LINK_STATES = ['down', 'connecting', 'negotiating', 'up', 'refused'] as const;
+export type LinkState = (typeof LINK_STATES)[number];
+
+export interface CardStatistics {
+  linkState: LinkState;
+  /** The last NbdError of the firmware, 0 when there was none. */
+  linkError: number;
+  sectors: number;
+  commands: number;
+  commandsFailed: number;
+  sectorsRead: number;
+  sectorsWritten: number;
+  blockHits: number;
+  blockMisses: number;
+  bytesFromServer: number;
+  bytesToServer: number;
+  epochsCommitted: number;
+  lagBytes: number;
+  lagEpochs: number;
+  /** Milliseconds since the oldest uncommitted write, 0 when there is none. */
+  lagMs: number;
+  connects: number;
+  eventsIgnored: number;
+  protocolErrors: number;
+  resets: number;
+}
+
+/** `nowMs` is the card's clock_ms(). */
+export function decodeStatistics(record: Uint8Array, nowMs: number): CardStatistics {
+  const view = new DataView(record.buffer, record.byteOffset, record.byteLength);
+  if (view.getUint32(0, true) !== MAGIC) throw new Error('the card has no statistics record');
+  const version = view.getUint16(4, true);
+  if (version !== VERSION) throw new Error(`statistics record has version ${version}, this program knows ${VERSION}`);
+  const u64 = (offset: number): number => Number(view.getBigUint64(offset, true));
+  const u32 = (offset: number): number => view.getUint32(offset, true);
+  const lagBytes = u64(96);
+  return {
+    linkState: LINK_STATES[u32(8)] ?? 'down',
+    linkError: u32(12),
+    sectors: u64(16),
+    commands: u64(24),
+    commandsFailed: u64(32),
+    sectorsRead: u64(40),
+    sectorsWritten: u64(48),
+    blockHits: u64(56),
+    blockMisses: u64(64),
+    bytesFromServer: u64(72),
+    bytesToServer: u64(80),
+    epochsCommitted: u64(88),
+    lagBytes,
+    lagEpochs: u32(104),
+    lagMs: lagBytes > 0 ? (nowMs - u32(108)) >>> 0 : 0,
+    connects: u32(112),
+    eventsIgnored: u32(116),
+    protocolErrors: u32(120),
+    resets: u32(124),
+  };
+}

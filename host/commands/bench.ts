@@ -1,0 +1,51 @@
+// `ribbon bench`: every published figure, by name.
+
+import type { Command } from 'commander';
+import { type Benchmark, formatFigures, meetsBar } from '../bench/report.js';
+import { Failure } from '../failure.js';
+
+const BENCHMARKS: Record<string, () => Promise<Benchmark>> = {
+  'front-end': async () => (await import('../bench/front-end.js')).default,
+  ata: async () => (await import('../bench/ata.js')).default,
+  nbd: async () => (await import('../bench/nbd.js')).default,
+  store: async () => (await import('../bench/store.js')).default,
+};
+
+interface Options {
+  quick?: boolean;
+  json?: boolean;
+}
+
+export function register(program: Command): void {
+  program
+    .command('bench')
+    .description('measure the published figures, each as a ratio against the named peer in the same run')
+    .argument('[names...]', `any of: ${Object.keys(BENCHMARKS).join(', ')} (all when none is named)`)
+    .option('--quick', 'a short run: shows that the benchmark works, its figures are noisy')
+    .option('--json', 'print the figures as JSON')
+    .action(bench);
+}
+
+/** Runs the named benchmarks; the exit status is 1 when a bar is missed. */
+async function bench(names: string[], options: Options): Promise<void> {
+  for (const name of names) {
+    if (!(name in BENCHMARKS)) {
+      throw new Failure(`there is no benchmark "${name}"; there are: ${Object.keys(BENCHMARKS).join(', ')}`);
+    }
+  }
+  const quick = options.quick === true;
+  const results: Record<string, unknown> = {};
+  for (const name of names.length > 0 ? names : Object.keys(BENCHMARKS)) {
+    const benchmark = await BENCHMARKS[name]();
+    const figures = await benchmark.run({ quick }, showProgress);
+    showProgress('');
+    results[name] = figures;
+    if (!options.json) process.stdout.write(`${name}: ${benchmark.title}\n${formatFigures(figures)}\n\n`);
+    if (!quick && !figures.every(meetsBar)) process.exitCode = 1;
+  }
+  if (options.json) process.stdout.write(`${JSON.stringify(results, null, 2)}\n`);
+}
+
+function showProgress(text: string): void {
+  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);
+}
