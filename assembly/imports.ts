@@ -31,6 +31,13 @@ export declare function front_end_ring(): void;
 
 // Network: byte streams. `path` is an index into the runtime's table of network paths, which also holds the keys.
 
+export enum NetState {
+  /** Not open, or closed by the peer and everything received is taken. */
+  CLOSED = 0,
+  CONNECTING = 1,
+  OPEN = 2,
+}
+
 /** Starts to open a stream. Any earlier stream of that number is closed first. */
 export declare function net_open(stream: u32, path: u32): void;
 
