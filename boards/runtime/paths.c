@@ -1,0 +1,107 @@
+#include "paths.h"
+
+#include <string.h>
+
+static struct net_path paths[NET_PATHS_MAX];
+static unsigned path_count;
+
+enum { WORDS_MAX = 6 };
+
+struct word {
+  const char *text;
+  size_t length;
+};
+
+static unsigned split(const char *line, size_t length, struct word words[WORDS_MAX]) {
+  unsigned count = 0;
+  for (size_t at = 0; at < length;) {
+    while (at < length && (line[at] == ' ' || line[at] == '\t' || line[at] == '\r')) at++;
+    const size_t start = at;
+    while (at < length && line[at] != ' ' && line[at] != '\t' && line[at] != '\r') at++;
+    if (at == start) break;
+    if (count == WORDS_MAX) return WORDS_MAX + 1;
+    words[count++] = (struct word){line + start, at - start};
+  }
+  return count;
+}
+
+static bool word_is(struct word word, const char *text) {
+  return strlen(text) == word.length && memcmp(word.text, text, word.length) == 0;
+}
+
+static bool copy_text(struct word word, char *target, size_t size) {
+  if (word.length >= size) return false;
+  memcpy(target, word.text, word.length);
+  target[word.length] = 0;
+  return true;
+}
+
+static bool parse_port(struct word word, uint16_t *port) {
+  uint32_t value = 0;
+  if (word.length == 0 || word.length > 5) return false;
+  for (size_t i = 0; i < word.length; i++) {
+    if (word.text[i] < '0' || word.text[i] > '9') return false;
+    value = value * 10 + (uint32_t)(word.text[i] - '0');
+  }
+  *port = (uint16_t)value;
+  return value >= 1 && value <= 65535;
+}
+
+static int hex_digit(char character) {
+  if (character >= '0' && character <= '9') return character - '0';
+  if (character >= 'a' && character <= 'f') return character - 'a' + 10;
+  if (character >= 'A' && character <= 'F') return character - 'A' + 10;
+  return -1;
+}
+
+static bool parse_key(struct word word, struct net_path *path) {
+  path->psk_length = word.length / 2;
+  // [RFC 4279] 5.3 wants at least 64 bits where keys come from people; ours come from a generator.
+  if (word.length % 2 != 0 || path->psk_length < 16 || path->psk_length > sizeof path->psk) return false;
+  for (size_t i = 0; i < path->psk_length; i++) {
+    const int high = hex_digit(word.text[2 * i]), low = hex_digit(word.text[2 * i + 1]);
+    if (high < 0 || low < 0) return false;
+    path->psk[i] = (uint8_t)(high << 4 | low);
+  }
+  return true;
+}
+
+static bool parse_line(const struct word *words, unsigned count, struct net_path *path) {
+  unsigned used;
+  memset(path, 0, sizeof *path);
+  if (count >= 3 && word_is(words[0], "tcp")) {
+    path->kind = PATH_TCP;
+    if (!copy_text(words[1], path->address, sizeof path->address) || !parse_port(words[2], &path->port)) return false;
+    used = 3;
+  } else if (count >= 2 && word_is(words[0], "unix")) {
+    path->kind = PATH_UNIX;
+    if (!copy_text(words[1], path->address, sizeof path->address)) return false;
+    used = 2;
+  } else {
+    return false;
+  }
+  if (count == used) return true;
+  if (count != used + 3 || !word_is(words[used], "psk")) return false;
+  path->has_psk = true;
+  return copy_text(words[used + 1], path->psk_identity, sizeof path->psk_identity) && parse_key(words[used + 2], path);
+}
+
+unsigned paths_parse(const char *text, size_t length) {
+  path_count = 0;
+  unsigned line_number = 0;
+  for (size_t at = 0; at < length;) {
+    const char *end = memchr(text + at, '\n', length - at);
+    const size_t line_length = end == NULL ? length - at : (size_t)(end - (text + at));
+    line_number++;
+    struct word words[WORDS_MAX];
+    const unsigned count = split(text + at, line_length, words);
+    at += line_length + 1;
+    if (count == 0 || words[0].text[0] == '#') continue;
+    if (count > WORDS_MAX || path_count == NET_PATHS_MAX) return line_number;
+    if (!parse_line(words, count, &paths[path_count])) return line_number;
+    path_count++;
+  }
+  return 0;
+}
+
+const struct net_path *paths_get(unsigned index) { return index < path_count ? &paths[index] : NULL; }

@@ -1,0 +1,118 @@
+// The life of a card.
+//
+//   firmware image 0 -> check -> init -> step, step, …            a trap: record it, start the same image again
+//   too many traps in a row, or refused: the next image            no image left: board_halt()
+//
+// A restart clears the linear memory but for the front end's register block: the front end keeps the PC waiting with BSY, and its
+// event is still there unanswered, so the new run takes it from the start. What the PC was told is done is in the local
+// store or with the image server, never in linear memory alone, at every acknowledgement point but `received`.
+
+#include "runtime.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "board.h"
+#include "crash.h"
+#include "net.h"
+
+enum {
+  /// assembly/memory-map.ts: FRONT_END, FRONT_END_SIZE
+  FRONT_END = 0x1000,
+  FRONT_END_SIZE = 0x100,
+  /// This many traps, each within TRAP_WINDOW_MS of its start, and the image is given up.
+  TRAPS_MAX = 3,
+  TRAP_WINDOW_MS = 60000,
+};
+
+void runtime_log(int level, const char *format, ...) {
+  char line[256];
+  va_list arguments;
+  va_start(arguments, format);
+  const int length = vsnprintf(line, sizeof line, format, arguments);
+  va_end(arguments);
+  if (length > 0) board_log((enum log_level)level, line, (size_t)length < sizeof line ? (size_t)length : sizeof line - 1);
+}
+
+static void report_last_crash(void) {
+  struct crash_record record;
+  if (!crash_read(&record)) return;
+  runtime_log(LOG_WARNING, "last crash: %s: %s line=%lu column=%lu count=%lu uptime_ms=%lu engine=%s firmware=%02x%02x%02x%02x",
+              crash_kind_name(record.kind), record.text, (unsigned long)record.line, (unsigned long)record.column,
+              (unsigned long)record.count, (unsigned long)record.uptime_ms, record.engine, record.firmware_hash[0],
+              record.firmware_hash[1], record.firmware_hash[2], record.firmware_hash[3]);
+}
+
+static void record_trap(unsigned image, const struct trap *trap) {
+  crash_write(trap);
+  runtime_log(LOG_ERROR, "firmware %u: %s: %s line=%lu column=%lu", image, crash_kind_name(trap->kind), trap->text,
+              (unsigned long)trap->line, (unsigned long)trap->column);
+}
+
+static void clear_memory(struct linear_memory memory) {
+  uint8_t block[FRONT_END_SIZE];
+  memcpy(block, memory.data + FRONT_END, sizeof block);
+  memset(memory.data, 0, memory.length);
+  memcpy(memory.data + FRONT_END, block, sizeof block);
+}
+
+/// Steps the firmware until it traps (false) or the board wants to stop (true).
+static bool run(struct trap *trap) {
+  for (;;) {
+    uint32_t timeout_ms;
+    net_poll();
+    if (!engine_step(&timeout_ms, trap)) return false;
+    if (board_wait(timeout_ms) & EVENT_STOP) return true;
+  }
+}
+
+/// Loads and runs one image once. True when the board wants to stop.
+static bool start(enum engine_choice choice, const uint8_t *wasm, size_t length, struct linear_memory memory,
+                  unsigned image, struct trap *trap) {
+  clear_memory(memory);
+  if (!engine_load(choice, wasm, length, memory, trap)) return false;
+  runtime_log(LOG_INFO, "firmware %u: engine=%s bytes=%lu memory=%lu", image, engine_name(), (unsigned long)length,
+              (unsigned long)memory.length);
+  uint32_t error;
+  if (!engine_init(&error, trap)) return false;
+  if (error != 0) {
+    *trap = (struct trap){.kind = TRAP_INIT, .line = error};
+    snprintf(trap->text, sizeof trap->text, "init() answers 0x%lx", (unsigned long)error);
+    return false;
+  }
+  board_front_end_started();
+  return run(trap);
+}
+
+/// True when the board wants to stop; false when the image has been given up.
+static bool run_image(enum engine_choice choice, const uint8_t *wasm, size_t length, struct linear_memory memory,
+                      unsigned image) {
+  for (unsigned traps = 0; traps < TRAPS_MAX;) {
+    struct trap trap;
+    const uint32_t started_ms = board_clock_ms();
+    if (start(choice, wasm, length, memory, image, &trap)) return true;
+    record_trap(image, &trap);
+    engine_unload();
+    net_close_all();
+    if (trap.kind == TRAP_REFUSED || trap.kind == TRAP_INIT) return false; // it would only do the same again
+    traps = board_clock_ms() - started_ms > TRAP_WINDOW_MS ? 1 : traps + 1;
+  }
+  runtime_log(LOG_ERROR, "firmware %u: given up after %d traps in a row", image, TRAPS_MAX);
+  return false;
+}
+
+void runtime_run(enum engine_choice choice) {
+  size_t memory_length;
+  uint8_t *data = board_linear_memory(&memory_length);
+  const struct linear_memory memory = {data, (uint32_t)memory_length};
+  report_last_crash();
+  for (unsigned image = 0;; image++) {
+    size_t length;
+    const uint8_t *wasm = board_firmware(image, &length);
+    if (wasm == NULL) board_halt(image == 0 ? "there is no firmware" : "no firmware image runs");
+    if (run_image(choice, wasm, length, memory, image)) break;
+  }
+  engine_unload();
+  net_close_all();
+}

@@ -1,0 +1,144 @@
+// Builds the runtime for a board: `node build/tools/build-boards.js [posix] [posix-sanitized] [zynq] …`.
+//
+// The firmware in build/firmware/firmware.wasm is compiled in ahead of time when it is there; without it the runtime has
+// wasm3 only. Everything lands in build/boards/.
+
+import { existsSync, mkdirSync, readdirSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Failure, failureText } from '../host/failure.js';
+import { generateAot } from './boards/aot.js';
+import { buildTarget, type Sources, writeGenerated } from './boards/c-build.js';
+import { importsHeader, importsTable, readImports } from './boards/import-table.js';
+import { fetchBoardDependency } from './fetch-board-deps.js';
+
+/** Our own C is compiled with these; what others wrote is compiled without warnings. */
+const WARNINGS = ['-Wall', '-Wextra', '-Wshadow', '-Wstrict-prototypes', '-Wmissing-prototypes', '-Wvla', '-Werror'];
+const RUNTIME_FILES = [
+  'accelerators.c',
+  'aot_runtime.c',
+  'crash.c',
+  'engine.c',
+  'engine_aot.c',
+  'engine_wasm3.c',
+  'imports.c',
+  'net.c',
+  'paths.c',
+  'runtime.c',
+  'wasm_check.c',
+];
+
+export interface CommonSources {
+  /** The runtime, its libraries and the ahead-of-time compiled firmwares: what every board is linked from. */
+  sources: Sources[];
+  includes: string[];
+}
+
+/** What every board needs, for a compiler that takes GCC's flags. */
+export async function commonSources(root: string, firmwares: string[]): Promise<CommonSources> {
+  const wasm3 = await fetchBoardDependency(root, 'wasm3');
+  const mbedtls = await fetchBoardDependency(root, 'mbedtls');
+  const generated = join(root, 'build', 'boards', 'generated');
+  mkdirSync(generated, { recursive: true });
+  const imports = readImports(join(root, 'assembly', 'imports.ts'));
+  writeGenerated(join(generated, 'imports.h'), importsHeader(imports));
+  writeGenerated(join(generated, 'import_table.c'), importsTable(imports));
+  const aot = generateAot(firmwares, generated);
+
+  const runtime = join(root, 'boards', 'runtime');
+  const includes = [
+    `-I${runtime}`,
+    `-I${generated}`,
+    `-isystem${wasm3}`,
+    `-isystem${join(mbedtls, 'include')}`,
+    // wasm2c's own header, as Debian installs it. Named by its folder, since a cross compiler does not look there.
+    `-isystem/usr/src/wasm2c`,
+    '-DMBEDTLS_CONFIG_FILE="mbedtls_config.h"',
+    '-Dd_m3HasFloat=0',
+    '-Dd_m3VerboseErrorMessages=0',
+    '-Dd_m3CodePageAlignSize=4096',
+    // Bounds and the call depth are checked in code: a board has no signals to tell of them.
+    '-DWASM_RT_MEMCHECK_SIGNAL_HANDLER=0',
+    '-DWASM_RT_USE_STACK_DEPTH_COUNT=1',
+  ];
+  const listC = (folder: string, pattern: RegExp): string[] =>
+    readdirSync(folder)
+      .filter((file) => pattern.test(file))
+      .sort()
+      .map((file) => join(folder, file));
+  return {
+    includes,
+    sources: [
+      { files: RUNTIME_FILES.map((file) => join(runtime, file)), flags: [...includes, ...WARNINGS] },
+      {
+        files: [join(generated, 'import_table.c'), aot.table],
+        flags: [...includes, ...WARNINGS, '-Wno-missing-prototypes'],
+      },
+      { files: aot.modules, flags: [...includes, '-w'] },
+      { files: listC(wasm3, /^m3_.*\.c$/), flags: [...includes, '-w'] },
+      { files: listC(join(mbedtls, 'library'), /\.c$/), flags: [...includes, '-w'] },
+    ],
+  };
+}
+
+export interface PosixBuild {
+  /** Firmwares to compile ahead of time. */
+  firmwares: string[];
+  /** AddressSanitizer and UndefinedBehaviorSanitizer. */
+  sanitized?: boolean;
+  compiler?: string;
+  output: string;
+}
+
+export async function buildPosix(root: string, options: PosixBuild): Promise<boolean> {
+  const common = await commonSources(root, options.firmwares);
+  const posix = join(root, 'boards', 'posix');
+  const sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-DRIBBON_SANITIZED'];
+  const flags = ['-std=c11', '-D_GNU_SOURCE', '-O2', '-g', '-fno-omit-frame-pointer', '-ffunction-sections'];
+  const files = ['main.c', 'sockets.c', 'doorbell.c'].map((file) => join(posix, file));
+  return buildTarget(
+    {
+      compiler: options.compiler ?? 'gcc',
+      flags: [...flags, ...(options.sanitized ? sanitizers : [])],
+      sources: [{ files, flags: [...common.includes, `-I${posix}`, ...WARNINGS] }, ...common.sources],
+      linkFlags: ['-lm', '-Wl,--gc-sections'],
+      output: options.output,
+    },
+    join(root, 'build', 'boards', 'objects'),
+  );
+}
+
+export const FIRMWARE_FILE = join('build', 'firmware', 'firmware.wasm');
+
+const TARGETS: Record<string, (root: string, firmwares: string[]) => Promise<string>> = {
+  posix: async (root, firmwares) => {
+    const output = join(root, 'build', 'boards', 'ribbon-card');
+    await buildPosix(root, { firmwares, output });
+    return output;
+  },
+  'posix-sanitized': async (root, firmwares) => {
+    const output = join(root, 'build', 'boards', 'ribbon-card-sanitized');
+    await buildPosix(root, { firmwares, sanitized: true, output });
+    return output;
+  },
+};
+
+async function main(): Promise<void> {
+  const root = resolve(import.meta.dirname, '..', '..');
+  const names = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(TARGETS);
+  const firmware = join(root, FIRMWARE_FILE);
+  const firmwares = existsSync(firmware) ? [firmware] : [];
+  if (firmwares.length === 0) process.stderr.write(`build-boards: no ${FIRMWARE_FILE}: the runtime gets wasm3 only\n`);
+  for (const name of names) {
+    const build = TARGETS[name];
+    if (build === undefined) throw new Failure(`no board "${name}"; there are ${Object.keys(TARGETS).join(', ')}`);
+    process.stdout.write(`${name}: ${await build(root, firmwares)}\n`);
+  }
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  main().catch((error: unknown) => {
+    process.stderr.write(`build-boards: ${failureText(error)}\n`);
+    process.exitCode = 1;
+  });
+}
