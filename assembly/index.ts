@@ -1,7 +1,7 @@
 // The firmware's entry points. The runtime calls init() once, then step() after every event and at the latest when the
 // time that step() returned has passed.
 
-import { ataStep, initAta } from './ata/device';
+import { ataStep, ataTimeoutMs, initAta } from './ata/device';
 import { initCache } from './cache/cache';
 
 import { LogLevel, logEnd, logText, logValue } from './log';
@@ -56,5 +56,5 @@ export function step(): u32 {
     progressed = writeLogStep() || progressed;
     progressed = nbdStep() || progressed;
   }
-  return min(nbdTimeoutMs(), min(volumeTimeoutMs(), writeLogTimeoutMs()));
+  return min(min(ataTimeoutMs(), nbdTimeoutMs()), min(volumeTimeoutMs(), writeLogTimeoutMs()));
 }

@@ -42,7 +42,7 @@ export function initCache(arena: usize, size: u32): u32 {
   assert(data + <usize>slots * BLOCK_SIZE <= arena + size);
   memory.fill(tags, 0xff, slots * 4);
   memory.fill(ticks, 0, slots * 4);
-  memory.fill(states, SlotState.EMPTY, slots);
+  memory.fill(states, <u8>SlotState.EMPTY, slots);
   tick = 0;
   return slots;
 }

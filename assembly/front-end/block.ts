@@ -5,7 +5,7 @@
 // answer to an older one void, so an order names the event that it answers. host/front-end/ implements the other side.
 
 import { front_end_ring } from '../imports';
-import { FRONT_END, FRONT_END_SIZE } from '../memory-map';
+import { DATA_BUFFER, DATA_BUFFER_SIZE, FRONT_END, FRONT_END_SIZE } from '../memory-map';
 
 export const FRONT_END_MAGIC: u32 = 0x45464252; // "RBFE"
 export const FRONT_END_VERSION: u16 = 1;
@@ -102,6 +102,15 @@ export const block: FrontEndBlock = changetype<FrontEndBlock>(FRONT_END);
 assert(offsetof<FrontEndBlock>() == 80);
 assert(offsetof<FrontEndBlock>('features') == 64);
 assert(offsetof<FrontEndBlock>() <= FRONT_END_SIZE);
+
+/** Describes the block to the front end, before it is powered on. */
+export function describeBlock(): void {
+  block.magic = FRONT_END_MAGIC;
+  block.version = FRONT_END_VERSION;
+  block.size = <u16>offsetof<FrontEndBlock>();
+  block.bufferOffset = <u32>(DATA_BUFFER - FRONT_END);
+  block.bufferSize = DATA_BUFFER_SIZE;
+}
 
 /** Hands the prepared order to the front end as the answer to event number `eventSequence`. */
 export function issueOrder(

@@ -310,7 +310,7 @@ function fetch(from: u32, to: u32): void {
 
 /** Fetches a run of missing blocks with one request; returns its length, 0 when no request or no slot is free. */
 function fetchRun(first: u32, end: u32): u32 {
-  const limit = cursorAlone ? 1 : RUN_BLOCKS_MAX;
+  const limit: u32 = cursorAlone ? 1 : RUN_BLOCKS_MAX;
   let count: u32 = 1;
   while (count < limit && first + count < end && cacheFind(first + count) < 0) count += 1;
 

@@ -136,7 +136,7 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   added.count = count;
   added.address = <u32>address;
   added.writtenMs = clock_ms();
-  added.state = EntryState.QUEUED;
+  added.state = <u8>EntryState.QUEUED;
   tail += 1;
   if (!more) commandEnd = tail;
   ringTail = <u32>(address + length - ring);
@@ -204,7 +204,7 @@ function resendAfterReconnect(): bool {
   for (let number = head; number != nextToSend; number++) {
     const lost = entry(number);
     if (lost.state == EntryState.SENT) nbdRelease(lost.request);
-    lost.state = EntryState.QUEUED;
+    lost.state = <u8>EntryState.QUEUED;
   }
   nextToSend = nextToConfirm = head;
   if (flushState == FlushState.SENT) {
@@ -227,7 +227,7 @@ function send(): bool {
       nbdSetPiece(request, piece, next.address + piece * PIECE_SIZE);
     }
     next.request = <u16>request;
-    next.state = EntryState.SENT;
+    next.state = <u8>EntryState.SENT;
     nextToSend += 1;
     progressed = true;
   }
@@ -244,7 +244,7 @@ function confirm(): bool {
     // Refused (the server's disk is full, say) or lost: resendAfterReconnect() takes it from here.
     if (state != NbdState.DONE) return refused(state);
     nbdRelease(sent.request);
-    sent.state = EntryState.RECEIVED;
+    sent.state = <u8>EntryState.RECEIVED;
   }
   while (nextToConfirm != nextToSend && entry(nextToConfirm).state == EntryState.RECEIVED) nextToConfirm += 1;
   return nextToConfirm != before;
