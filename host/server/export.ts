@@ -1,0 +1,79 @@
+// What an NBD session needs from whatever stores the bytes: the seam between the protocol and the store.
+//
+// Operations answer at once (undefined) when they can and with a promise when they must wait: the hot path of a server is a
+// read from memory or the page cache, and a promise for each would cost more than the read.
+
+import type { NbdErrorName } from './nbd-protocol.js';
+
+/** A request failed in a way that the client is told about by an NBD error number. */
+export class ExportError extends Error {
+  override name = 'ExportError';
+  constructor(
+    readonly errno: NbdErrorName,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** The client may not have this export: `unknown` and `policy` become NBD_REP_ERR_UNKNOWN and NBD_REP_ERR_POLICY. */
+export class ExportRefused extends Error {
+  override name = 'ExportRefused';
+  constructor(
+    readonly reason: 'unknown' | 'policy',
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** A run of bytes with one status word; in base:allocation NBD_STATE_HOLE and NBD_STATE_ZERO. */
+export interface Extent {
+  length: number;
+  flags: number;
+}
+
+export type Done = undefined | Promise<void>;
+
+/** One opening of one export by one connection. Offsets and lengths have been checked against `size`. */
+export interface OpenExport {
+  readonly size: number;
+  readonly readOnly: boolean;
+  /** May a client spread its requests over several connections? */
+  readonly multiConnection: boolean;
+  readonly description: string;
+  /** Fills `target`, which the export must not touch after it has answered. */
+  read(offset: number, target: Buffer): Done;
+  /** `data` is the caller's again after the call, even when a promise is returned: copy what must outlive it. */
+  write(offset: number, data: Buffer): Done;
+  /** These bytes read as zeroes from now on. */
+  zero(offset: number, length: number): Done;
+  /** Makes everything written so far on this connection the next generation, durably. */
+  commit(): Done;
+  /** The meta contexts that a query of NBD_OPT_LIST/SET_META_CONTEXT matches. */
+  metaContexts(query: string): string[];
+  /** At least one extent, from `offset` on, covering at most `length`; at most `limit` of them. */
+  status(context: string, offset: number, length: number, limit: number): Extent[];
+  /** Called once, last. Not clean: the connection broke, and what it has not committed is discarded. */
+  close(clean: boolean): Done;
+}
+
+export interface ExportListing {
+  name: string;
+  description: string;
+}
+
+/** Who is at the other end, as far as the transport knows. */
+export interface Client {
+  /** `anonymous` without TLS, else the PSK name or the certificate's subject. */
+  identity: string;
+  /** For the log and for telling anonymous clients apart. */
+  address: string;
+  tls: boolean;
+}
+
+export interface Exports {
+  list(client: Client): ExportListing[];
+  /** Throws or rejects with ExportRefused. */
+  open(name: string, client: Client): OpenExport | Promise<OpenExport>;
+}

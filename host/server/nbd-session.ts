@@ -1,0 +1,1054 @@
+// One NBD connection as the server speaks it, without any I/O: bytes in by buffer()/advance() or receive(), bytes out by
+// Transport.send(). The same class serves sockets, TLS, the deterministic simulator and unit tests.
+//
+// Bytes are handled in order. Work that must wait (a commit, a cold read) either stops the reading of requests until it is
+// done, or, for a commit, lets them go on: what arrives after NBD_CMD_FLUSH belongs to the next epoch.
+// Memory of a connection is bounded: the input buffer, one staging buffer for a write's payload while one is arriving, and the output
+// that the client has not taken, which stops the session at once.
+
+import {
+  type Client,
+  type Done,
+  ExportError,
+  ExportRefused,
+  type Exports,
+  type Extent,
+  type OpenExport,
+} from './export.js';
+import * as nbd from './nbd-protocol.js';
+
+const INPUT_SIZE = 256 * 1024;
+/** A payload is handed to the export in pieces of this size at most, cut at multiples of it. */
+const STAGE_SIZE = 1024 * 1024;
+/** Read replies leave in chunks of this size at most. */
+const READ_CHUNK = 1024 * 1024;
+const OUTPUT_SIZE = 256 * 1024;
+/** Replies up to this size share an output buffer. */
+const SMALL_REPLY = 16 * 1024;
+/** The largest request; [NBD] asks for 32 MiB at least. */
+export const NBD_REQUEST_MAX = 32 * 1024 * 1024;
+/** Option data beyond this is skipped and answered with NBD_REP_ERR_TOO_BIG; names are at most 4096 bytes in [NBD]. */
+const OPTION_DATA_MAX = 16 * 1024;
+/** A client that sends more option data than this in one option is not one. */
+const OPTION_SKIP_MAX = 1024 * 1024;
+const STRING_MAX = 4096;
+const CONTEXTS_MAX = 16;
+const EXTENTS_MAX = 8192;
+const OPTIONS_MAX = 1000;
+
+export interface Transport {
+  readonly client: Client;
+  /** Is TLS on offer, and is it required before anything is said about exports? */
+  readonly tls: 'none' | 'offered' | 'required';
+  /**
+   * Sends bytes; `sent` is called, perhaps at once, when the buffer may be used again. False: take nothing more from the client until
+   * NbdSession.resume() is called.
+   */
+  send(bytes: Buffer, sent: () => void): boolean;
+  /** The client agreed to STARTTLS; all bytes that follow are TLS's. The transport makes a new session inside it. */
+  startTls(): void;
+  /** The session is over; let pending output leave, then close. */
+  end(): void;
+  log(level: 'info' | 'warn' | 'error', message: string): void;
+  /** More input may be taken again, after buffer() had nothing to offer. */
+  wake(): void;
+}
+
+enum State {
+  CLIENT_FLAGS,
+  OPTION,
+  OPTION_DATA,
+  OPTION_SKIP,
+  REQUEST,
+  PAYLOAD,
+  READING,
+  CLOSED,
+}
+
+export interface SessionCounters {
+  requests: number;
+  bytesRead: number;
+  bytesWritten: number;
+  errors: number;
+}
+
+interface MetaContext {
+  id: number;
+  name: string;
+}
+
+export class NbdSession {
+  readonly counters: SessionCounters = { requests: 0, bytesRead: 0, bytesWritten: 0, errors: 0 };
+  /** The name that the client has opened, once it has. */
+  exportName: string | null = null;
+
+  private state = State.CLIENT_FLAGS;
+  private readonly input = Buffer.allocUnsafeSlow(INPUT_SIZE);
+  private start = 0;
+  private end = 0;
+
+  private noZeroes = false;
+  private structured = false;
+  private options = 0;
+  private option = 0;
+  private optionLength = 0;
+  private skip = 0;
+
+  private export: OpenExport | null = null;
+  private contexts: MetaContext[] = [];
+  private contextsFor = '';
+
+  // The request being worked on.
+  private flags = 0;
+  private command = 0;
+  private readonly cookie = Buffer.alloc(8);
+  private offset = 0;
+  private length = 0;
+  private progress = 0;
+  private failure: ExportError | null = null;
+
+  private stage: Buffer | null = null;
+  private stageFill = 0;
+
+  private output: Buffer | null = null;
+  private outputFill = 0;
+  private readonly spare: Buffer[] = [];
+  private readonly spareLarge: Buffer[] = [];
+
+  private blocked = false;
+  private waiting = false;
+  private running = false;
+  private inputEnded = false;
+  private clean = false;
+
+  constructor(
+    private readonly exports: Exports,
+    private readonly transport: Transport,
+  ) {}
+
+  /** Sends the greeting. */
+  open(): void {
+    const out = this.reserve(18);
+    out.buffer.writeBigUInt64BE(nbd.NBD_MAGIC, out.at);
+    out.buffer.writeBigUInt64BE(nbd.IHAVEOPT, out.at + 8);
+    out.buffer.writeUInt16BE(nbd.NBD_FLAG_FIXED_NEWSTYLE | nbd.NBD_FLAG_NO_ZEROES, out.at + 16);
+    this.sendOutput();
+  }
+
+  /** True once a client has opened an export: the handshake's time limit is over. */
+  get transmitting(): boolean {
+    return this.export !== null;
+  }
+
+  get closed(): boolean {
+    return this.state === State.CLOSED;
+  }
+
+  /** Where the next bytes from the client go; null while the session takes none. */
+  buffer(): Buffer | null {
+    if (this.state === State.CLOSED || this.blocked || this.waiting) return null;
+    const direct = this.directLength();
+    if (direct > 0) return this.stage!.subarray(this.stageFill, this.stageFill + direct);
+    if (this.start === this.end) {
+      this.start = 0;
+      this.end = 0;
+    } else if (this.start > INPUT_SIZE / 2) {
+      this.input.copy(this.input, 0, this.start, this.end);
+      this.end -= this.start;
+      this.start = 0;
+    }
+    if (this.end === INPUT_SIZE) return null;
+    return this.input.subarray(this.end);
+  }
+
+  /** The first `count` bytes of the last buffer() are filled. */
+  advance(count: number): void {
+    if (this.directLength() > 0) this.stageFill += count;
+    else this.end += count;
+    this.run();
+  }
+
+  /** How many bytes of a large payload may go straight to where they are collected; 0: use the input buffer. */
+  private directLength(): number {
+    if (this.state !== State.PAYLOAD || this.stage === null || this.failure !== null || this.start !== this.end)
+      return 0;
+    const rest = this.stageLength() - this.stageFill;
+    return rest >= SMALL_REPLY ? rest : 0;
+  }
+
+  /** For transports that bring their own buffers; returns how many bytes were taken. Call again after wake(). */
+  receive(bytes: Uint8Array): number {
+    let taken = 0;
+    while (taken < bytes.length) {
+      const target = this.buffer();
+      if (target === null) break;
+      const count = Math.min(target.length, bytes.length - taken);
+      target.set(bytes.subarray(taken, taken + count));
+      taken += count;
+      this.advance(count);
+    }
+    return taken;
+  }
+
+  /** The transport can take output again. */
+  resume(): void {
+    if (!this.blocked) return;
+    this.blocked = false;
+    this.run();
+    if (!this.blocked && !this.waiting) this.transport.wake();
+  }
+
+  /** The connection has ended: no more bytes will come. What was received is still worked on. */
+  disconnected(): void {
+    this.inputEnded = true;
+    this.blocked = false;
+    this.run();
+    this.finishIfEnded();
+  }
+
+  /** The server wants this session gone (shutdown, a time limit, the writer was fenced). */
+  abort(reason: string): void {
+    if (this.state === State.CLOSED) return;
+    this.transport.log('info', reason);
+    this.finish(false);
+  }
+
+  // --- the loop
+
+  private run(): void {
+    if (this.running) return;
+    this.running = true;
+    try {
+      while (!this.waiting && !this.blocked && this.step());
+    } catch (error) {
+      this.crashed(error);
+    } finally {
+      this.running = false;
+    }
+    this.sendOutput();
+    this.finishIfEnded();
+  }
+
+  private finishIfEnded(): void {
+    if (this.inputEnded && !this.waiting && this.state !== State.CLOSED) this.finish(false);
+  }
+
+  /** One step of the protocol; false when more bytes are needed. */
+  private step(): boolean {
+    switch (this.state) {
+      case State.CLIENT_FLAGS:
+        return this.stepClientFlags();
+      case State.OPTION:
+        return this.stepOption();
+      case State.OPTION_DATA:
+        return this.stepOptionData();
+      case State.OPTION_SKIP:
+        return this.stepOptionSkip();
+      case State.REQUEST:
+        return this.stepRequest();
+      case State.PAYLOAD:
+        return this.stepPayload();
+      case State.READING:
+        return this.stepReading();
+      case State.CLOSED:
+        this.start = this.end;
+        return false;
+    }
+  }
+
+  /** Stops the session until the promise is settled. */
+  private wait(promise: Promise<void>, then: (error: unknown) => void): void {
+    this.waiting = true;
+    const settled = (error: unknown) => {
+      this.waiting = false;
+      if (this.state === State.CLOSED) return;
+      try {
+        then(error);
+      } catch (failure) {
+        this.crashed(failure);
+      }
+      this.run();
+      if (!this.waiting && !this.blocked) this.transport.wake();
+    };
+    promise.then(
+      () => settled(undefined),
+      (error: unknown) => settled(error ?? new Error('rejected without a reason')),
+    );
+  }
+
+  /** The client broke the protocol beyond repair. */
+  private violation(message: string): false {
+    this.transport.log('warn', `protocol violation: ${message}`);
+    this.finish(false);
+    return false;
+  }
+
+  /** A bug, here or in the export: this connection ends, the server goes on. */
+  private crashed(error: unknown): void {
+    this.transport.log('error', `session failed: ${error instanceof Error ? (error.stack ?? error.message) : error}`);
+    this.finish(false);
+  }
+
+  private finish(clean: boolean): void {
+    if (this.state === State.CLOSED) return;
+    this.state = State.CLOSED;
+    this.clean = clean;
+    this.stage = null;
+    const opened = this.export;
+    const done = opened?.close(clean);
+    const end = () => {
+      this.sendOutput();
+      this.transport.end();
+    };
+    if (done === undefined) end();
+    else
+      done.then(end, (error: unknown) => {
+        this.transport.log('error', `closing ${this.exportName}: ${error instanceof Error ? error.message : error}`);
+        end();
+      });
+  }
+
+  /** True when the client said goodbye by NBD_CMD_DISC or NBD_OPT_ABORT. */
+  get endedCleanly(): boolean {
+    return this.clean;
+  }
+
+  // --- negotiation
+
+  private stepClientFlags(): boolean {
+    if (this.end - this.start < 4) return false;
+    const flags = this.input.readUInt32BE(this.start);
+    this.start += 4;
+    if ((flags & ~(nbd.NBD_FLAG_FIXED_NEWSTYLE | nbd.NBD_FLAG_NO_ZEROES)) !== 0) {
+      return this.violation(`unknown client flags ${hex(flags)}`);
+    }
+    this.noZeroes = (flags & nbd.NBD_FLAG_NO_ZEROES) !== 0;
+    this.state = State.OPTION;
+    return true;
+  }
+
+  private stepOption(): boolean {
+    if (this.end - this.start < 16) return false;
+    const magic = this.input.readBigUInt64BE(this.start);
+    this.option = this.input.readUInt32BE(this.start + 8);
+    this.optionLength = this.input.readUInt32BE(this.start + 12);
+    this.start += 16;
+    if (magic !== nbd.IHAVEOPT) return this.violation(`bad option magic ${magic.toString(16)}`);
+    if (++this.options > OPTIONS_MAX) return this.violation(`more than ${OPTIONS_MAX} options`);
+    if (this.optionLength > OPTION_SKIP_MAX) return this.violation(`option data of ${this.optionLength} bytes`);
+    if (this.optionLength > OPTION_DATA_MAX) {
+      this.skip = this.optionLength;
+      this.state = State.OPTION_SKIP;
+    } else {
+      this.state = State.OPTION_DATA;
+    }
+    return true;
+  }
+
+  private stepOptionSkip(): boolean {
+    const count = Math.min(this.skip, this.end - this.start);
+    this.start += count;
+    this.skip -= count;
+    if (this.skip > 0) return false;
+    if (this.option === nbd.NBD_OPT_EXPORT_NAME) return this.violation('export name too long');
+    this.state = State.OPTION;
+    this.optionReply(nbd.NBD_REP_ERR_TOO_BIG, 'too much option data');
+    return true;
+  }
+
+  private stepOptionData(): boolean {
+    if (this.end - this.start < this.optionLength) return false;
+    const data = this.input.subarray(this.start, this.start + this.optionLength);
+    this.start += this.optionLength;
+    this.state = State.OPTION;
+    if (this.transport.tls === 'required' && !TLS_FREE_OPTIONS.has(this.option)) {
+      if (this.option === nbd.NBD_OPT_EXPORT_NAME) return this.violation('export name before TLS');
+      this.optionReply(nbd.NBD_REP_ERR_TLS_REQD, 'this server serves inside TLS only');
+      return true;
+    }
+    switch (this.option) {
+      case nbd.NBD_OPT_EXPORT_NAME:
+        return this.optionExportName(data);
+      case nbd.NBD_OPT_ABORT:
+        this.optionReply(nbd.NBD_REP_ACK);
+        this.finish(true);
+        return false;
+      case nbd.NBD_OPT_LIST:
+        this.optionList(data);
+        return true;
+      case nbd.NBD_OPT_STARTTLS:
+        return this.optionStartTls(data);
+      case nbd.NBD_OPT_INFO:
+      case nbd.NBD_OPT_GO:
+        this.optionInfo(data, this.option === nbd.NBD_OPT_GO);
+        return true;
+      case nbd.NBD_OPT_STRUCTURED_REPLY:
+        if (data.length > 0) this.optionReply(nbd.NBD_REP_ERR_INVALID, 'no data expected');
+        else {
+          this.structured = true;
+          this.optionReply(nbd.NBD_REP_ACK);
+        }
+        return true;
+      case nbd.NBD_OPT_LIST_META_CONTEXT:
+      case nbd.NBD_OPT_SET_META_CONTEXT:
+        this.optionMetaContext(data, this.option === nbd.NBD_OPT_SET_META_CONTEXT);
+        return true;
+      default:
+        this.optionReply(nbd.NBD_REP_ERR_UNSUP);
+        return true;
+    }
+  }
+
+  private optionReply(type: number, data: Buffer | string = ''): void {
+    const bytes = typeof data === 'string' ? Buffer.from(data) : data;
+    const out = this.reserve(20 + bytes.length);
+    out.buffer.writeBigUInt64BE(nbd.NBD_REP_MAGIC, out.at);
+    out.buffer.writeUInt32BE(this.option, out.at + 8);
+    out.buffer.writeUInt32BE(type >>> 0, out.at + 12);
+    out.buffer.writeUInt32BE(bytes.length, out.at + 16);
+    bytes.copy(out.buffer, out.at + 20);
+  }
+
+  private optionStartTls(data: Buffer): boolean {
+    if (data.length > 0) this.optionReply(nbd.NBD_REP_ERR_INVALID, 'no data expected');
+    else if (this.transport.client.tls) this.optionReply(nbd.NBD_REP_ERR_INVALID, 'TLS is on already');
+    else if (this.transport.tls === 'none') this.optionReply(nbd.NBD_REP_ERR_POLICY, 'this server has no TLS');
+    else {
+      // Bytes that follow in clear text could be an injection: nothing may follow before the handshake.
+      if (this.end > this.start) return this.violation('bytes between STARTTLS and the TLS handshake');
+      this.optionReply(nbd.NBD_REP_ACK);
+      this.state = State.CLOSED;
+      this.sendOutput();
+      this.transport.startTls();
+      return false;
+    }
+    return true;
+  }
+
+  private optionList(data: Buffer): void {
+    if (data.length > 0) {
+      this.optionReply(nbd.NBD_REP_ERR_INVALID, 'no data expected');
+      return;
+    }
+    for (const listing of this.exports.list(this.transport.client)) {
+      const name = Buffer.from(listing.name);
+      const description = Buffer.from(listing.description);
+      const reply = Buffer.alloc(4 + name.length + description.length);
+      reply.writeUInt32BE(name.length);
+      name.copy(reply, 4);
+      description.copy(reply, 4 + name.length);
+      this.optionReply(nbd.NBD_REP_SERVER, reply);
+    }
+    this.optionReply(nbd.NBD_REP_ACK);
+  }
+
+  /** Opens an export and goes on, at once or later; refusals are answered by `refused`. */
+  private openExport(
+    name: string,
+    opened: (opened: OpenExport) => void,
+    refused: (error: ExportRefused) => void,
+  ): void {
+    const failed = (error: unknown) => {
+      if (!(error instanceof ExportRefused)) throw error;
+      this.transport.log('warn', `refused export "${printable(name)}": ${error.message}`);
+      refused(error);
+    };
+    let result: OpenExport | Promise<OpenExport>;
+    try {
+      result = this.exports.open(name, this.transport.client);
+    } catch (error) {
+      failed(error);
+      return;
+    }
+    if (!(result instanceof Promise)) {
+      opened(result);
+      return;
+    }
+    let value: OpenExport | null = null;
+    this.wait(
+      result.then((it) => {
+        value = it;
+        if (this.state === State.CLOSED) return it.close(false);
+        return undefined;
+      }),
+      (error) => {
+        if (error !== undefined) failed(error);
+        else opened(value!);
+      },
+    );
+  }
+
+  private optionExportName(data: Buffer): boolean {
+    const name = parseName(data);
+    if (name === null) return this.violation('export name is not UTF-8 without NUL, or too long');
+    this.openExport(
+      name,
+      (opened) => {
+        const out = this.reserve(this.noZeroes ? 10 : 134);
+        out.buffer.writeBigUInt64BE(BigInt(opened.size), out.at);
+        out.buffer.writeUInt16BE(this.transmissionFlags(opened), out.at + 8);
+        if (!this.noZeroes) out.buffer.fill(0, out.at + 10, out.at + 134);
+        this.transmit(opened, name);
+      },
+      () => this.finish(false),
+    );
+    return true;
+  }
+
+  private optionInfo(data: Buffer, go: boolean): void {
+    const request = parseInfoRequest(data);
+    if (request === null) {
+      this.optionReply(nbd.NBD_REP_ERR_INVALID, 'malformed NBD_OPT_INFO or NBD_OPT_GO');
+      return;
+    }
+    this.openExport(
+      request.name,
+      (opened) => {
+        const info = Buffer.alloc(12);
+        info.writeUInt16BE(nbd.NBD_INFO_EXPORT);
+        info.writeBigUInt64BE(BigInt(opened.size), 2);
+        info.writeUInt16BE(this.transmissionFlags(opened), 10);
+        this.optionReply(nbd.NBD_REP_INFO, info);
+        const blockSize = Buffer.alloc(14);
+        blockSize.writeUInt16BE(nbd.NBD_INFO_BLOCK_SIZE);
+        blockSize.writeUInt32BE(1, 2);
+        blockSize.writeUInt32BE(4096, 6);
+        blockSize.writeUInt32BE(NBD_REQUEST_MAX, 10);
+        this.optionReply(nbd.NBD_REP_INFO, blockSize);
+        for (const type of request.types) {
+          if (type === nbd.NBD_INFO_NAME) this.infoText(type, request.name);
+          if (type === nbd.NBD_INFO_DESCRIPTION) this.infoText(type, opened.description);
+        }
+        this.optionReply(nbd.NBD_REP_ACK);
+        if (go) this.transmit(opened, request.name);
+        else this.closeUnused(opened);
+      },
+      (error) =>
+        this.optionReply(error.reason === 'policy' ? nbd.NBD_REP_ERR_POLICY : nbd.NBD_REP_ERR_UNKNOWN, error.message),
+    );
+  }
+
+  private infoText(type: number, text: string): void {
+    const bytes = Buffer.from(text);
+    const reply = Buffer.alloc(2 + bytes.length);
+    reply.writeUInt16BE(type);
+    bytes.copy(reply, 2);
+    this.optionReply(nbd.NBD_REP_INFO, reply);
+  }
+
+  private closeUnused(opened: OpenExport): void {
+    const done = opened.close(true);
+    if (done !== undefined) this.wait(done, () => {});
+  }
+
+  private optionMetaContext(data: Buffer, set: boolean): void {
+    const request = parseMetaContextRequest(data);
+    if (set) this.contexts = [];
+    if (request === null) {
+      this.optionReply(nbd.NBD_REP_ERR_INVALID, 'malformed meta context request');
+      return;
+    }
+    if (!this.structured) {
+      this.optionReply(nbd.NBD_REP_ERR_INVALID, 'structured replies come first');
+      return;
+    }
+    this.openExport(
+      request.name,
+      (opened) => {
+        const names = new Set<string>();
+        const queries = request.queries.length === 0 && !set ? [''] : request.queries;
+        for (const query of queries) for (const name of opened.metaContexts(query)) names.add(name);
+        const found = [...names].slice(0, CONTEXTS_MAX).map((name, index) => ({ id: set ? index + 1 : 0, name }));
+        for (const context of found) {
+          const text = Buffer.from(context.name);
+          const reply = Buffer.alloc(4 + text.length);
+          reply.writeUInt32BE(context.id);
+          text.copy(reply, 4);
+          this.optionReply(nbd.NBD_REP_META_CONTEXT, reply);
+        }
+        if (set) {
+          this.contexts = found;
+          this.contextsFor = request.name;
+        }
+        this.optionReply(nbd.NBD_REP_ACK);
+        this.closeUnused(opened);
+      },
+      (error) =>
+        this.optionReply(error.reason === 'policy' ? nbd.NBD_REP_ERR_POLICY : nbd.NBD_REP_ERR_UNKNOWN, error.message),
+    );
+  }
+
+  private transmissionFlags(opened: OpenExport): number {
+    let flags = nbd.NBD_FLAG_HAS_FLAGS | nbd.NBD_FLAG_SEND_FLUSH | nbd.NBD_FLAG_SEND_FUA | nbd.NBD_FLAG_SEND_CACHE;
+    if (opened.readOnly) flags |= nbd.NBD_FLAG_READ_ONLY;
+    else flags |= nbd.NBD_FLAG_SEND_TRIM | nbd.NBD_FLAG_SEND_WRITE_ZEROES | nbd.NBD_FLAG_SEND_FAST_ZERO;
+    if (opened.multiConnection) flags |= nbd.NBD_FLAG_CAN_MULTI_CONN;
+    if (this.structured) flags |= nbd.NBD_FLAG_SEND_DF;
+    return flags;
+  }
+
+  private transmit(opened: OpenExport, name: string): void {
+    this.export = opened;
+    this.exportName = name;
+    // [NBD]: contexts selected for another export name do not count.
+    if (this.contextsFor !== name) this.contexts = [];
+    this.state = State.REQUEST;
+  }
+
+  // --- transmission
+
+  private stepRequest(): boolean {
+    const input = this.input;
+    const at = this.start;
+    if (this.end - at < 28) return false;
+    if (input.readUInt32BE(at) !== nbd.NBD_REQUEST_MAGIC) {
+      return this.violation(`bad request magic ${hex(input.readUInt32BE(at))}`);
+    }
+    this.flags = input.readUInt16BE(at + 4);
+    this.command = input.readUInt16BE(at + 6);
+    input.copy(this.cookie, 0, at + 8, at + 16);
+    this.offset = input.readUInt32BE(at + 16) * 0x1_0000_0000 + input.readUInt32BE(at + 20);
+    this.length = input.readUInt32BE(at + 24);
+    this.start = at + 28;
+    this.progress = 0;
+    this.counters.requests++;
+    this.failure = this.checkRequest();
+    switch (this.command) {
+      case nbd.NBD_CMD_WRITE:
+        // A payload that cannot be stored is still taken off the stream, within reason.
+        if (this.length > 2 * NBD_REQUEST_MAX) return this.violation(`a write of ${this.length} bytes`);
+        this.state = State.PAYLOAD;
+        return true;
+      case nbd.NBD_CMD_DISC:
+        this.finish(true);
+        return false;
+    }
+    if (this.failure !== null) {
+      this.replyError(this.cookie, this.failure);
+      return true;
+    }
+    switch (this.command) {
+      case nbd.NBD_CMD_READ:
+        this.state = State.READING;
+        return true;
+      case nbd.NBD_CMD_FLUSH:
+        this.startCommit();
+        return true;
+      case nbd.NBD_CMD_TRIM:
+      case nbd.NBD_CMD_WRITE_ZEROES:
+        this.startZero();
+        return true;
+      case nbd.NBD_CMD_CACHE:
+        this.replySuccess(this.cookie);
+        return true;
+      case nbd.NBD_CMD_BLOCK_STATUS:
+        this.replyStatus();
+        return true;
+    }
+    return true;
+  }
+
+  /** What is wrong with the request, if anything. */
+  private checkRequest(): ExportError | null {
+    const known = COMMAND_FLAGS[this.command];
+    if (known === undefined) return new ExportError('EINVAL', `unknown command ${this.command}`);
+    if (this.command === nbd.NBD_CMD_DISC) return null;
+    if ((this.flags & ~known) !== 0) return new ExportError('EINVAL', `unknown flags ${hex(this.flags)}`);
+    if ((this.flags & nbd.NBD_CMD_FLAG_DF) !== 0 && !this.structured) {
+      return new ExportError('EINVAL', 'DF without structured replies');
+    }
+    if (this.command === nbd.NBD_CMD_FLUSH) return null;
+    const opened = this.export!;
+    const writes =
+      this.command === nbd.NBD_CMD_WRITE ||
+      this.command === nbd.NBD_CMD_TRIM ||
+      this.command === nbd.NBD_CMD_WRITE_ZEROES;
+    if (writes && opened.readOnly) return new ExportError('EPERM', 'the export is read-only');
+    if (this.length === 0) return new ExportError('EINVAL', 'length 0');
+    if (this.offset + this.length > opened.size) {
+      return new ExportError(writes ? 'ENOSPC' : 'EINVAL', 'beyond the end of the export');
+    }
+    const moves = this.command === nbd.NBD_CMD_READ || this.command === nbd.NBD_CMD_WRITE;
+    if (moves && this.length > NBD_REQUEST_MAX) return new ExportError('EOVERFLOW', 'more than 32 MiB');
+    if (this.command === nbd.NBD_CMD_BLOCK_STATUS && this.contexts.length === 0) {
+      return new ExportError('EINVAL', 'no meta context was selected');
+    }
+    return null;
+  }
+
+  // A write's payload. Pieces that lie whole in the input buffer go straight to the export; others are collected in the stage.
+
+  private stageLength(): number {
+    const position = this.offset + this.progress;
+    const cut = STAGE_SIZE - (position % STAGE_SIZE);
+    return Math.min(this.length - this.progress, cut);
+  }
+
+  private stepPayload(): boolean {
+    if (this.failure !== null) return this.stepPayloadSkip();
+    const want = this.stageLength();
+    const have = this.end - this.start;
+    if (this.stageFill === 0 && have >= want && want > 0) {
+      const piece = this.input.subarray(this.start, this.start + want);
+      this.start += want;
+      return this.writePiece(piece);
+    }
+    if (this.stage === null) {
+      if (have === 0 && want < SMALL_REPLY) return false;
+      if (want < SMALL_REPLY && have < want && this.start + want <= INPUT_SIZE) return false;
+      this.stage = Buffer.allocUnsafeSlow(STAGE_SIZE);
+    }
+    const count = Math.min(have, want - this.stageFill);
+    this.input.copy(this.stage, this.stageFill, this.start, this.start + count);
+    this.start += count;
+    this.stageFill += count;
+    if (this.stageFill < want) return false;
+    this.stageFill = 0;
+    return this.writePiece(this.stage.subarray(0, want));
+  }
+
+  private stepPayloadSkip(): boolean {
+    // The stage may hold some of it when the failure came in the middle.
+    const count = Math.min(this.end - this.start, this.length - this.progress);
+    this.start += count;
+    this.progress += count;
+    if (this.progress < this.length) return false;
+    this.state = State.REQUEST;
+    this.replyError(this.cookie, this.failure!);
+    return true;
+  }
+
+  private writePiece(piece: Buffer): boolean {
+    const at = this.offset + this.progress;
+    this.progress += piece.length;
+    let done: Done;
+    try {
+      done = this.export!.write(at, piece);
+    } catch (error) {
+      this.failure = asExportError(error);
+    }
+    if (done !== undefined) {
+      this.wait(done, (error) => {
+        if (error !== undefined) this.failure = asExportError(error);
+        this.writePieceDone();
+      });
+      return false;
+    }
+    this.writePieceDone();
+    return true;
+  }
+
+  private writePieceDone(): void {
+    if (this.progress < this.length) return;
+    this.state = State.REQUEST;
+    this.counters.bytesWritten += this.length;
+    if (this.failure !== null) this.replyError(this.cookie, this.failure);
+    else if ((this.flags & nbd.NBD_CMD_FLAG_FUA) !== 0) this.startCommit();
+    else this.replySuccess(this.cookie);
+  }
+
+  private startZero(): void {
+    const done = () => {
+      if ((this.flags & nbd.NBD_CMD_FLAG_FUA) !== 0) this.startCommit();
+      else this.replySuccess(this.cookie);
+    };
+    let result: Done;
+    try {
+      result = this.export!.zero(this.offset, this.length);
+    } catch (error) {
+      this.replyError(this.cookie, asExportError(error));
+      return;
+    }
+    if (result === undefined) done();
+    else
+      this.wait(result, (error) => {
+        if (error === undefined) done();
+        else this.replyError(this.cookie, asExportError(error));
+      });
+  }
+
+  private startCommit(): void {
+    const cookie = Buffer.from(this.cookie);
+    let done: Done;
+    try {
+      done = this.export!.commit();
+    } catch (error) {
+      this.replyError(cookie, asExportError(error));
+      return;
+    }
+    if (done === undefined) {
+      this.replySuccess(cookie);
+      return;
+    }
+    const settled = (error: unknown) => {
+      if (this.state === State.CLOSED) return;
+      if (error === undefined) this.replySuccess(cookie);
+      else this.replyError(cookie, asExportError(error));
+      if (!this.running) this.sendOutput();
+    };
+    done.then(
+      () => settled(undefined),
+      (error: unknown) => settled(error ?? new Error('commit failed')),
+    );
+  }
+
+  private stepReading(): boolean {
+    const opened = this.export!;
+    while (this.progress < this.length) {
+      if (this.blocked) return false;
+      const count = Math.min(this.length - this.progress, READ_CHUNK);
+      const last = this.progress + count === this.length;
+      const header = this.structured ? 28 : this.progress === 0 ? 16 : 0;
+      const out = this.reserve(header + count);
+      const at = out.at;
+      const data = out.buffer.subarray(at + header, at + header + count);
+      const position = this.offset + this.progress;
+      this.writeReadHeader(out.buffer, at, position, count, last);
+      let done: Done;
+      try {
+        done = opened.read(position, data);
+      } catch (error) {
+        this.readFailed(asExportError(error), header + count);
+        return this.state === State.REQUEST;
+      }
+      this.progress += count;
+      if (done !== undefined) {
+        this.awaitRead(done, header + count, count);
+        return false;
+      }
+      if (this.outputFill > SMALL_REPLY * 4) this.sendOutput();
+    }
+    this.readDone();
+    return true;
+  }
+
+  /** Keeps the output back until the chunk at its end is filled; replies to commits may overtake it in another buffer. */
+  private awaitRead(done: Promise<void>, reserved: number, count: number): void {
+    const held = this.output;
+    const heldFill = this.outputFill;
+    this.output = null;
+    this.outputFill = 0;
+    this.wait(done, (error) => {
+      this.sendOutput();
+      this.output = held;
+      this.outputFill = heldFill;
+      if (error === undefined) {
+        this.readDone();
+        return;
+      }
+      this.progress -= count;
+      this.readFailed(asExportError(error), reserved);
+    });
+  }
+
+  private readDone(): void {
+    if (this.progress < this.length) return;
+    this.counters.bytesRead += this.length;
+    this.state = State.REQUEST;
+  }
+
+  /** Takes back the chunk whose data could not be read and says so instead. */
+  private readFailed(error: ExportError, reserved: number): void {
+    this.outputFill -= reserved;
+    if (!this.structured && this.progress > 0) {
+      // A simple reply has promised the data already: [NBD] leaves only a disconnect.
+      this.transport.log('error', `read failed in the middle of a simple reply: ${error.message}`);
+      this.finish(false);
+      return;
+    }
+    this.state = State.REQUEST;
+    this.replyError(this.cookie, error);
+  }
+
+  private writeReadHeader(buffer: Buffer, at: number, position: number, count: number, last: boolean): void {
+    if (!this.structured) {
+      if (this.progress > 0) return;
+      buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, at);
+      buffer.writeUInt32BE(0, at + 4);
+      this.cookie.copy(buffer, at + 8);
+      return;
+    }
+    buffer.writeUInt32BE(nbd.NBD_STRUCTURED_REPLY_MAGIC, at);
+    buffer.writeUInt16BE(last ? nbd.NBD_REPLY_FLAG_DONE : 0, at + 4);
+    buffer.writeUInt16BE(nbd.NBD_REPLY_TYPE_OFFSET_DATA, at + 6);
+    this.cookie.copy(buffer, at + 8);
+    buffer.writeUInt32BE(8 + count, at + 16);
+    buffer.writeUInt32BE(Math.floor(position / 0x1_0000_0000), at + 20);
+    buffer.writeUInt32BE(position % 0x1_0000_0000, at + 24);
+  }
+
+  private replySuccess(cookie: Buffer): void {
+    // A simple reply is allowed for every command but READ, and BLOCK_STATUS; it is 4 bytes shorter than a structured one.
+    const out = this.reserve(16);
+    out.buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, out.at);
+    out.buffer.writeUInt32BE(0, out.at + 4);
+    cookie.copy(out.buffer, out.at + 8);
+  }
+
+  private replyError(cookie: Buffer, error: ExportError): void {
+    this.counters.errors++;
+    const errno = nbd.NBD_ERRNO[error.errno];
+    if (!this.structured) {
+      const out = this.reserve(16);
+      out.buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, out.at);
+      out.buffer.writeUInt32BE(errno, out.at + 4);
+      cookie.copy(out.buffer, out.at + 8);
+      return;
+    }
+    const text = Buffer.from(error.message).subarray(0, 200);
+    const out = this.reserve(20 + 6 + text.length);
+    this.writeChunkHeader(out.buffer, out.at, cookie, nbd.NBD_REPLY_TYPE_ERROR, 6 + text.length, true);
+    out.buffer.writeUInt32BE(errno, out.at + 20);
+    out.buffer.writeUInt16BE(text.length, out.at + 24);
+    text.copy(out.buffer, out.at + 26);
+  }
+
+  private replyStatus(): void {
+    const limit = (this.flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : EXTENTS_MAX;
+    const found: Extent[][] = [];
+    try {
+      for (const context of this.contexts) {
+        found.push(this.export!.status(context.name, this.offset, this.length, limit));
+      }
+    } catch (error) {
+      this.replyError(this.cookie, asExportError(error));
+      return;
+    }
+    for (const [index, context] of this.contexts.entries()) {
+      const extents = found[index];
+      const length = 4 + 8 * extents.length;
+      const out = this.reserve(20 + length);
+      const last = index === this.contexts.length - 1;
+      this.writeChunkHeader(out.buffer, out.at, this.cookie, nbd.NBD_REPLY_TYPE_BLOCK_STATUS, length, last);
+      out.buffer.writeUInt32BE(context.id, out.at + 20);
+      let at = out.at + 24;
+      for (const extent of extents) {
+        out.buffer.writeUInt32BE(extent.length, at);
+        out.buffer.writeUInt32BE(extent.flags, at + 4);
+        at += 8;
+      }
+    }
+  }
+
+  private writeChunkHeader(
+    buffer: Buffer,
+    at: number,
+    cookie: Buffer,
+    type: number,
+    length: number,
+    last: boolean,
+  ): void {
+    buffer.writeUInt32BE(nbd.NBD_STRUCTURED_REPLY_MAGIC, at);
+    buffer.writeUInt16BE(last ? nbd.NBD_REPLY_FLAG_DONE : 0, at + 4);
+    buffer.writeUInt16BE(type, at + 6);
+    cookie.copy(buffer, at + 8);
+    buffer.writeUInt32BE(length, at + 16);
+  }
+
+  // --- output
+
+  /** Room for `length` bytes at the end of the output. */
+  private reserve(length: number): { buffer: Buffer; at: number } {
+    if (this.output !== null && this.outputFill + length > this.output.length) this.sendOutput();
+    if (this.output === null) {
+      if (length > OUTPUT_SIZE) this.output = this.spareLarge.pop() ?? Buffer.allocUnsafeSlow(READ_CHUNK + 4096);
+      else this.output = this.spare.pop() ?? Buffer.allocUnsafeSlow(OUTPUT_SIZE);
+      if (length > this.output.length) this.output = Buffer.allocUnsafeSlow(length);
+    }
+    const place = { buffer: this.output, at: this.outputFill };
+    this.outputFill += length;
+    return place;
+  }
+
+  private sendOutput(): void {
+    const buffer = this.output;
+    if (buffer === null || this.outputFill === 0) return;
+    this.output = null;
+    const count = this.outputFill;
+    this.outputFill = 0;
+    if (this.inputEnded) return;
+    const more = this.transport.send(buffer.subarray(0, count), () => {
+      const pool = buffer.length === OUTPUT_SIZE ? this.spare : this.spareLarge;
+      if (pool.length < 2 && buffer.length <= READ_CHUNK + 4096) pool.push(buffer);
+    });
+    if (!more) this.blocked = true;
+  }
+}
+
+const TLS_FREE_OPTIONS = new Set([nbd.NBD_OPT_ABORT, nbd.NBD_OPT_STARTTLS]);
+
+/** The flags that each command may carry. FUA is allowed on every one: [NBD] "valid for all commands", meaningless on most. */
+const COMMAND_FLAGS: Record<number, number> = {
+  [nbd.NBD_CMD_READ]: nbd.NBD_CMD_FLAG_FUA | nbd.NBD_CMD_FLAG_DF,
+  [nbd.NBD_CMD_WRITE]: nbd.NBD_CMD_FLAG_FUA,
+  [nbd.NBD_CMD_DISC]: 0xffff,
+  [nbd.NBD_CMD_FLUSH]: nbd.NBD_CMD_FLAG_FUA,
+  [nbd.NBD_CMD_TRIM]: nbd.NBD_CMD_FLAG_FUA,
+  [nbd.NBD_CMD_CACHE]: nbd.NBD_CMD_FLAG_FUA,
+  [nbd.NBD_CMD_WRITE_ZEROES]: nbd.NBD_CMD_FLAG_FUA | nbd.NBD_CMD_FLAG_NO_HOLE | nbd.NBD_CMD_FLAG_FAST_ZERO,
+  [nbd.NBD_CMD_BLOCK_STATUS]: nbd.NBD_CMD_FLAG_FUA | nbd.NBD_CMD_FLAG_REQ_ONE,
+};
+
+const utf8 = new TextDecoder('utf-8', { fatal: true });
+
+/** A name or query as [NBD] allows it, or null. */
+export function parseName(bytes: Uint8Array): string | null {
+  if (bytes.length > STRING_MAX || bytes.includes(0)) return null;
+  try {
+    return utf8.decode(bytes);
+  } catch {
+    return null;
+  }
+}
+
+function parseInfoRequest(data: Buffer): { name: string; types: number[] } | null {
+  if (data.length < 6) return null;
+  const nameLength = data.readUInt32BE();
+  if (nameLength > data.length - 6) return null;
+  const name = parseName(data.subarray(4, 4 + nameLength));
+  const count = data.readUInt16BE(4 + nameLength);
+  if (name === null || data.length !== 6 + nameLength + 2 * count) return null;
+  const types = Array.from({ length: count }, (_, index) => data.readUInt16BE(6 + nameLength + 2 * index));
+  return { name, types };
+}
+
+function parseMetaContextRequest(data: Buffer): { name: string; queries: string[] } | null {
+  if (data.length < 8) return null;
+  const nameLength = data.readUInt32BE();
+  if (nameLength > data.length - 8) return null;
+  const name = parseName(data.subarray(4, 4 + nameLength));
+  if (name === null) return null;
+  let at = 4 + nameLength;
+  const count = data.readUInt32BE(at);
+  at += 4;
+  const queries: string[] = [];
+  for (let index = 0; index < count; index++) {
+    if (data.length - at < 4) return null;
+    const length = data.readUInt32BE(at);
+    at += 4;
+    if (length > data.length - at) return null;
+    const query = parseName(data.subarray(at, at + length));
+    if (query === null) return null;
+    queries.push(query);
+    at += length;
+  }
+  return at === data.length ? { name, queries } : null;
+}
+
+function asExportError(error: unknown): ExportError {
+  if (error instanceof ExportError) return error;
+  const code = (error as { code?: unknown } | null)?.code;
+  const message = error instanceof Error ? error.message : String(error);
+  if (code === 'ENOSPC' || code === 'EDQUOT') return new ExportError('ENOSPC', message);
+  return new ExportError('EIO', message);
+}
+
+function hex(value: number): string {
+  return `0x${(value >>> 0).toString(16)}`;
+}
+
+/** A client's text for the log: no control characters, not endless. */
+export function printable(text: string): string {
+  const short = text.length > 80 ? `${text.slice(0, 80)}…` : text;
+  return JSON.stringify(short).slice(1, -1);
+}

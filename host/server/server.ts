@@ -1,0 +1,266 @@
+// The image server's sockets: accepts, limits, and gives every connection an NbdSession.
+//
+// System calls and copies decide the speed (FACTS.md), so the socket reads into the session's own buffer, a batch of requests is worked
+// off for each read, and the replies of a batch leave in one write.
+
+import fs from 'node:fs';
+import net from 'node:net';
+import { Failure } from '../failure.js';
+import type { Client, Exports } from './export.js';
+import { type ListenAddress, nbdUri } from './listen.js';
+import { NbdSession, type Transport } from './nbd-session.js';
+
+export type LogLevel = 'info' | 'warn' | 'error';
+export type Log = (level: LogLevel, message: string) => void;
+
+export interface ImageServerOptions {
+  exports: Exports;
+  listen: ListenAddress[];
+  log?: Log;
+  /** Connections at once; more are closed at once. */
+  connectionsMax?: number;
+  /** A client must have opened an export within this time. */
+  negotiationTimeoutMs?: number;
+  /** A client that takes nothing of the output waiting for it for this long is dropped. */
+  stuckTimeoutMs?: number;
+}
+
+export class ImageServer {
+  /** Where it listens; a TCP port of 0 has become the real one. Valid after listen(). */
+  readonly addresses: ListenAddress[] = [];
+  readonly connections = new Set<Connection>();
+  connectionsTotal = 0;
+  private readonly servers: net.Server[] = [];
+  private readonly log: Log;
+
+  constructor(private readonly options: ImageServerOptions) {
+    this.log = options.log ?? (() => {});
+  }
+
+  async listen(): Promise<void> {
+    for (const address of this.options.listen) {
+      const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => this.accept(socket));
+      if (address.kind === 'unix') await removeStaleSocket(address.path);
+      await new Promise<void>((resolve, reject) => {
+        server.once('error', (error: NodeJS.ErrnoException) =>
+          reject(new Failure(`cannot listen on ${nbdUri(address, '')}: ${error.message}`)),
+        );
+        if (address.kind === 'unix') server.listen(address.path, resolve);
+        else server.listen(address.port, address.host, resolve);
+      });
+      this.servers.push(server);
+      if (address.kind === 'unix') this.addresses.push(address);
+      else this.addresses.push({ ...address, port: (server.address() as net.AddressInfo).port });
+    }
+  }
+
+  /** Stops listening and ends every connection; what clients have not committed is discarded. */
+  async close(): Promise<void> {
+    const closed = this.servers.map((server) => new Promise<void>((resolve) => server.close(() => resolve())));
+    const ended = [...this.connections].map((connection) => connection.stop('the server is shutting down'));
+    await Promise.all([...closed, ...ended]);
+  }
+
+  /** The URI of an export at the first address. */
+  uri(exportName: string): string {
+    return nbdUri(this.addresses[0], exportName);
+  }
+
+  private accept(socket: net.Socket): void {
+    this.connectionsTotal++;
+    if (this.connections.size >= (this.options.connectionsMax ?? 10_000)) {
+      this.log('warn', `refused a connection: ${this.connections.size} are open`);
+      socket.destroy();
+      return;
+    }
+    const connection = new Connection(socket, this.options, this.log);
+    this.connections.add(connection);
+    connection.ended.then(() => this.connections.delete(connection));
+  }
+}
+
+/** Where sockets read to while their session has no room; what comes is copied out at once, so that all may share it. */
+const SCRATCH = Buffer.allocUnsafeSlow(64 * 1024);
+
+let connectionNumber = 0;
+
+/** One client's socket and the session on it. */
+export class Connection {
+  readonly client: Client;
+  readonly session: NbdSession;
+  /** Resolved when the socket is closed and the session has let go of its export. */
+  readonly ended: Promise<void>;
+  private readonly name: string;
+  private readonly socket: net.Socket;
+  /** Bytes that came while the session took none. */
+  private left: Buffer | null = null;
+  private inputOver = false;
+  private sessionOver = false;
+  private socketOver = false;
+  private resolveEnded!: () => void;
+  private readonly timer: NodeJS.Timeout;
+  private stuckSince = 0;
+  private ageMs = 0;
+  private secondsOver = 0;
+
+  constructor(
+    accepted: net.Socket,
+    private readonly options: ImageServerOptions,
+    private readonly log: Log,
+  ) {
+    this.name = `connection ${++connectionNumber}`;
+    this.ended = new Promise((resolve) => {
+      this.resolveEnded = resolve;
+    });
+    const remote = accepted.remoteAddress === undefined ? 'local' : accepted.remoteAddress;
+    this.client = { identity: 'anonymous', address: remote, tls: false };
+    // pauseOnConnect gave a socket that has not begun to read, so that its handle can be moved to one that reads into our buffer.
+    this.socket = this.adopt(accepted);
+    this.session = new NbdSession(options.exports, this.transport());
+    this.listenTo(this.socket);
+    this.session.open();
+    resumeReading(this.socket);
+    this.timer = setInterval(() => this.checkTime(), 1000).unref();
+  }
+
+  stop(reason: string): Promise<void> {
+    this.session.abort(reason);
+    return this.ended;
+  }
+
+  /** Moves the accepted handle to a socket that reads into the session's own buffer, which net.Server cannot make. */
+  private adopt(accepted: net.Socket): net.Socket {
+    const internals = accepted as unknown as { _handle: unknown; _server: unknown };
+    const handle = internals._handle;
+    const server = internals._server;
+    internals._handle = null;
+    internals._server = null;
+    const onread = {
+      // Asked for after every read: where the next bytes go is the session's decision.
+      buffer: () => this.session?.buffer() ?? SCRATCH,
+      callback: (count: number, buffer: Uint8Array): boolean => this.received(count, buffer),
+    };
+    const options = { handle, onread, allowHalfOpen: true, manualStart: true } as unknown as net.SocketConstructorOpts;
+    const socket = new net.Socket(options);
+    // The server counts its connections by this when it closes.
+    (socket as unknown as { _server: unknown })._server = server;
+    socket.setNoDelay(true);
+    socket.setKeepAlive(true, 15_000);
+    return socket;
+  }
+
+  /** `count` bytes have come into `buffer`; false stops the reading of the socket. */
+  private received(count: number, buffer: Uint8Array): boolean {
+    const session = this.session;
+    const target = this.left === null ? session.buffer() : null;
+    if (target !== null && target.buffer === buffer.buffer && target.byteOffset === buffer.byteOffset) {
+      session.advance(count);
+    } else {
+      // The session's place has moved since the socket was told it (or it had none).
+      this.deliver(Buffer.from(buffer.subarray(0, count)));
+    }
+    return session.closed || (this.left === null && session.buffer() !== null);
+  }
+
+  /** Gives the session bytes that came in another buffer; keeps what it does not take yet. */
+  private deliver(bytes: Buffer): void {
+    const all = this.left === null ? bytes : Buffer.concat([this.left, bytes]);
+    const taken = this.session.receive(all);
+    this.left = taken === all.length || this.session.closed ? null : all.subarray(taken);
+  }
+
+  /** The session takes input again: first what was kept back. */
+  private wake(): void {
+    if (this.left !== null) this.deliver(Buffer.alloc(0));
+    if (this.left !== null) return;
+    if (this.inputOver) this.session.disconnected();
+    else resumeReading(this.socket);
+  }
+
+  private inputEnded(): void {
+    this.inputOver = true;
+    if (this.left === null) this.session.disconnected();
+  }
+
+  private listenTo(socket: net.Socket): void {
+    socket.on('end', () => this.inputEnded());
+    socket.on('error', (error) => {
+      // After a goodbye many clients close without reading our last bytes: nothing is wrong then.
+      if (!this.session.endedCleanly) this.log('info', `${this.name}: ${error.message}`);
+    });
+    socket.on('drain', () => {
+      this.stuckSince = 0;
+      this.session.resume();
+    });
+    socket.on('close', () => {
+      clearInterval(this.timer);
+      this.socketOver = true;
+      this.inputEnded();
+      this.checkEnded();
+    });
+  }
+
+  private transport(): Transport {
+    const connection = this;
+    return {
+      client: this.client,
+      tls: 'none',
+      send(bytes, sent) {
+        if (connection.socketOver) {
+          sent();
+          return true;
+        }
+        const more = connection.socket.write(bytes, sent);
+        if (!more) connection.stuckSince = Date.now();
+        return more;
+      },
+      startTls() {},
+      end() {
+        connection.sessionOver = true;
+        connection.socket.end(() => connection.socket.destroySoon());
+        resumeReading(connection.socket);
+        connection.checkEnded();
+      },
+      log: (level, message) => connection.log(level, `${connection.name}: ${message}`),
+      wake: () => connection.wake(),
+    };
+  }
+
+  private checkTime(): void {
+    const negotiationMs = this.options.negotiationTimeoutMs ?? 10_000;
+    this.ageMs += 1000;
+    if (!this.session.transmitting && this.ageMs > negotiationMs) this.drop('no export opened in time');
+    const stuckMs = this.options.stuckTimeoutMs ?? 60_000;
+    if (this.stuckSince > 0 && Date.now() - this.stuckSince > stuckMs) this.drop('the client takes no replies');
+    if (this.sessionOver && ++this.secondsOver > 5) this.socket.destroy();
+  }
+
+  private drop(reason: string): void {
+    this.session.abort(reason);
+    this.socket.destroy();
+  }
+
+  private checkEnded(): void {
+    if (this.sessionOver && this.socketOver) this.resolveEnded();
+  }
+}
+
+/** Starts reading again after the read callback has answered false. */
+function resumeReading(socket: net.Socket): void {
+  if (!socket.destroyed) socket.resume();
+}
+
+/** Removes the socket file of a server that was killed; a live server's is left and listening fails. */
+async function removeStaleSocket(path: string): Promise<void> {
+  if (!fs.existsSync(path)) return;
+  const live = await new Promise<boolean>((resolve) => {
+    const probe = net.connect(path, () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.once('error', () => resolve(false));
+  });
+  if (live) throw new Failure(`another server listens on ${path}: stop it or choose another path`);
+  if (!fs.lstatSync(path).isSocket()) throw new Failure(`${path} exists and is not a socket: choose another path`);
+  fs.unlinkSync(path);
+}
