@@ -1,0 +1,80 @@
+// Runs firmware specs with as-pect: `npm run test:firmware [-- SPEC…]`; without arguments all of assembly/**/*.spec.ts.
+
+import { spawn } from 'node:child_process';
+import { readdirSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { stripVTControlCharacters } from 'node:util';
+
+const ROOT = resolve(fileURLToPath(import.meta.url), '../../..');
+
+export interface SpecResult {
+  spec: string;
+  passed: number;
+  failed: number;
+  /** What as-pect and the compiler had to say, without the summary. */
+  output: string;
+}
+
+/** Every spec of the firmware, relative to the top of the checkout. */
+export function findSpecs(): string[] {
+  const files = readdirSync(join(ROOT, 'assembly'), { recursive: true, encoding: 'utf8' });
+  return files
+    .filter((file) => file.endsWith('.spec.ts'))
+    .map((file) => join('assembly', file))
+    .sort();
+}
+
+/** Compiles and runs one spec in a process of its own: a trap or an endless loop of one does not take the others along. */
+export function runSpec(spec: string, timeoutMs = 120_000): Promise<SpecResult> {
+  const asp = join(ROOT, 'node_modules/@as-pect/cli/bin/asp.js');
+  const options = ['--config', 'build/tests/as-pect/config.js', '--as-config', 'tests/as-pect/asconfig.json'];
+  const child = spawn(process.execPath, [asp, ...options, spec], {
+    cwd: ROOT,
+    stdio: ['ignore', 'pipe', 'pipe'],
+    timeout: timeoutMs,
+    killSignal: 'SIGKILL',
+  });
+  let output = '';
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', (text: string) => {
+      output += text;
+    });
+  }
+  return new Promise((resolve) => {
+    child.on('close', (code, signal) => resolve(specResult(spec, stripVTControlCharacters(output), code, signal)));
+  });
+}
+
+/** Reads the line of tests/as-pect/reporter.ts. Without it the spec did not compile or did not end. */
+function specResult(spec: string, output: string, code: number | null, signal: string | null): SpecResult {
+  const summary = /^# .*: (\d+) passed, (\d+) failed$/m.exec(output);
+  if (summary === null) {
+    const why = signal === null ? '' : `killed by ${signal}: it did not end in time\n`;
+    return { spec, passed: 0, failed: 1, output: withoutBanner(output) + why };
+  }
+  const passed = Number(summary[1]);
+  const failed = Math.max(Number(summary[2]), code === 0 ? 0 : 1);
+  return { spec, passed, failed, output: withoutBanner(output.slice(0, summary.index)) };
+}
+
+/** as-pect prints its logo and versions first, whatever the options say. */
+function withoutBanner(output: string): string {
+  const end = /^ASC Version: .*\n/m.exec(output);
+  return end === null ? output : output.slice(end.index + end[0].length);
+}
+
+async function main(specs: string[]): Promise<void> {
+  let passed = 0;
+  let failed = 0;
+  for (const spec of specs.length > 0 ? specs : findSpecs()) {
+    const result = await runSpec(spec);
+    passed += result.passed;
+    failed += result.failed;
+    process.stdout.write(`${result.output}${spec}: ${result.passed} passed, ${result.failed} failed\n`);
+  }
+  process.stdout.write(`${passed} passed, ${failed} failed\n`);
+  if (failed > 0) process.exitCode = 1;
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main(process.argv.slice(2));
