@@ -25,6 +25,7 @@ import { volumeCancel, volumeSectors } from '../volume/volume';
 import { ACTION_DMA, ACTION_EXT, ACTION_MASK, ACTION_MULTIPLE, Action, commandAction, initCommands } from './commands';
 import {
   CMD_EXECUTE_DEVICE_DIAGNOSTIC,
+  DEVICE_DEV,
   DEVICE_OBSOLETE,
   DIAGNOSTIC_DEVICE_1_FAILED,
   DIAGNOSTIC_PASSED,
@@ -320,7 +321,8 @@ function setStatus(): bool {
   block.lbaLow = 1;
   block.lbaMid = 0;
   block.lbaHigh = 0;
-  block.device = DEVICE_OBSOLETE;
+  // The front end cleared DEV when the reset began; the PC may have selected a device since.
+  block.device = DEVICE_OBSOLETE | (block.device & DEVICE_DEV);
   state = DeviceState.IDLE;
   // After EXECUTE DEVICE DIAGNOSTIC Device 0 interrupts for both ([ATA-6] 9.11); after a reset none does.
   const interrupts = action == Action.DIAGNOSTIC && !isDevice1;
@@ -444,8 +446,8 @@ function continueNonData(): bool {
   }
   if (verifying) showEnd();
   const command = action & ACTION_MASK;
-  complete(ORDER_INTRQ);
   if (command == Action.STANDBY || command == Action.STANDBY_IMMEDIATE) powerEnter(PowerMode.STANDBY);
+  complete(ORDER_INTRQ);
   if (command == Action.SLEEP) state = DeviceState.SLEEP;
   return true;
 }

@@ -191,8 +191,8 @@ export function volumeTimeoutMs(): u32 {
 
 /** Takes what has arrived and goes on. Returns true when anything moved. */
 export function volumeStep(): bool {
-  if (sectors == 0 && nbdUp()) setCapacity();
-  let progressed = fetchesActive > 0 ? finishFetches() : false;
+  let progressed = sectors == 0 && nbdUp() ? setCapacity() : false;
+  if (fetchesActive > 0) progressed = finishFetches() || progressed;
   if (state != VolumeState.PENDING) return progressed;
   if (operation == Operation.READ) {
     if (copyBlocks()) progressed = true;
@@ -209,7 +209,7 @@ export function volumeStep(): bool {
   return progressed;
 }
 
-function setCapacity(): void {
+function setCapacity(): bool {
   const size = nbdExportSize() / SECTOR_SIZE;
   const limit = <u64>IMAGE_BLOCKS_MAX * SECTORS_PER_BLOCK;
   if (size > limit) {
@@ -220,6 +220,7 @@ function setCapacity(): void {
   sectors = min(size, limit);
   blocks = <u32>((sectors + SECTORS_PER_BLOCK - 1) / SECTORS_PER_BLOCK);
   statistics.sectors = sectors;
+  return sectors != 0;
 }
 
 function begin(what: Operation, lba: u64, count: u32, address: usize): void {

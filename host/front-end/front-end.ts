@@ -108,6 +108,8 @@ export class FrontEnd {
   readonly deviceNumber: 0 | 1;
   /** Wakes the card: there is an event, or a line changed. */
   onEvent: () => void = () => {};
+  /** The PC reads BSY: a card in another process gets the chance to answer before the PC sees it. */
+  onBusyRead: () => void = () => {};
   /** For the cable: the interrupt state or PDIAG- may have changed. */
   onOutput: () => void = () => {};
   /** For the cable: DMARQ has been asserted. */
@@ -184,6 +186,7 @@ export class FrontEnd {
 
   /** Status as Alternate Status gives it. */
   get status(): number {
+    if (this.#phase === Phase.BUSY) this.onBusyRead();
     return this.#bytes[this.#base + BYTE_STATUS];
   }
 
@@ -197,8 +200,9 @@ export class FrontEnd {
 
   /** Reads Status: a pending interrupt is cleared. */
   readStatus(): number {
+    const { status } = this;
     this.#bytes[this.#base + BYTE_INTERRUPT_PENDING] = 0;
-    return this.#bytes[this.#base + BYTE_STATUS];
+    return status;
   }
 
   /** Reads Error to Device. */
