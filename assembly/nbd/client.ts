@@ -216,7 +216,7 @@ function left(startMs: u32, durationMs: u32): u32 {
 }
 
 function silenceMs(): u32 {
-  return NBD_SILENCE_TIMEOUT_MS << patience;
+  return link >= Link.UP ? NBD_SILENCE_TIMEOUT_MS << patience : NBD_SILENCE_TIMEOUT_MS;
 }
 
 /** Goes on as far as it can. True when a request has ended or the link has changed. */
@@ -326,7 +326,7 @@ function drop(): void {
   const refused = error >= NBD_ERROR_FIRST_REFUSAL && error < NBD_ERROR_FIRST_VIOLATION;
   if (error >= NBD_ERROR_FIRST_VIOLATION) statistics.protocolErrors += 1;
   statistics.linkError = error;
-  logDrop(error);
+  logDrop(error, refused);
   if (error == NbdError.CHUNK_SCATTERED) avoidStructured();
   if (error == NbdError.SILENCE && link == Link.UP) patience = min(patience + 1, PATIENCE_MAX);
   if (link == Link.NEGOTIATING && refused) negotiateAbort();
@@ -355,12 +355,14 @@ function withChance(delay: u32): u32 {
 }
 
 /** An error that comes again and again is worth one warning. */
-function logDrop(error: NbdError): void {
+function logDrop(error: NbdError, refused: bool): void {
   logText(nbdErrorText(error));
   logValue(failureName1(), failureValue1());
   logValue(failureName2(), failureValue2());
-  logText(' export=');
-  logBytes(SETTINGS + SETTINGS_EXPORT, settings.exportLength);
+  if (refused) {
+    logText(' export=');
+    logBytes(SETTINGS + SETTINGS_EXPORT, settings.exportLength);
+  }
   logEnd(error == loggedError ? LogLevel.DEBUG : LogLevel.WARNING);
   loggedError = error;
 }
