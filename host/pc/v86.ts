@@ -1,0 +1,301 @@
+// The PC: v86, a 32-bit PC in JavaScript and WebAssembly, with SeaBIOS, its serial console, and our IDE controller in the
+// place of its own. Every hook into v86's internals is in this file: they are not its interface, so the version is pinned.
+//
+// v86 runs in slices of about a millisecond in which no event of this process is handled. The cards answer inside a port
+// access where they can; what needs the network comes between two slices, and an idle PC has none.
+
+import { access, readFile } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import { V86, type V86Options } from 'v86';
+import { Failure } from '../failure.js';
+import type { Cable } from '../front-end/cable.js';
+import { type AccessSize, type GuestMemory, PciIde } from './pci-ide.js';
+
+export interface V86PcOptions {
+  /** Primary and secondary cable. Without any, the PC has v86's own IDE controller. */
+  cables?: readonly Cable[];
+  /** A disk in memory on v86's own IDE controller, for comparison. */
+  builtInDisk?: ArrayBuffer;
+  memorySizeBytes?: number;
+}
+
+/** What runs in the PC's place where there is no SeaBIOS is nothing: it comes from a Debian package, unmodified. */
+const BIOS_FILES = { bios: '/usr/share/seabios/bios-256k.bin', vgaBios: '/usr/share/seabios/vgabios-stdvga.bin' };
+const BIOS_PACKAGE = 'seabios';
+const DEFAULT_MEMORY_SIZE = 128 << 20;
+const VGA_MEMORY_SIZE = 4 << 20;
+
+/** PCI function 00:01.1: beside the ISA bridge, as in a PIIX3. */
+const IDE_FUNCTION = (1 << 3) | 1;
+/** v86's own IDE function, 00:1e.0, with its ports. */
+const BUILT_IN_FUNCTION = 0x1e << 3;
+const BUILT_IN_PORTS: readonly (readonly [number, number])[] = [
+  [0x1f0, 8],
+  [0x3f6, 1],
+  [0x170, 8],
+  [0x376, 1],
+  [0xb400, 16],
+];
+const CHANNEL_PORTS: readonly (readonly [number, number])[] = BUILT_IN_PORTS.slice(0, 4);
+const BUS_MASTER_PORTS = 16;
+
+const PCI_ADDRESS_PORT = 0xcf8;
+const PCI_DATA_PORT = 0xcfc;
+const PCI_ENABLE = 0x8000_0000;
+/** SeaBIOS asks here whether anybody listens, and writes its log there. */
+const BIOS_LOG_PORT = 0x402;
+const BIOS_LOG_READY = 0xe9;
+
+/** What is used of v86's inner objects; the names survive its minification. */
+interface PortEntry {
+  read8(this: unknown, port: number): number;
+  read16(this: unknown, port: number): number;
+  read32(this: unknown, port: number): number;
+  write8(this: unknown, value: number): void;
+  write16(this: unknown, value: number): void;
+  write32(this: unknown, value: number): void;
+  device: unknown;
+}
+
+interface V86Cpu {
+  mem8: Uint8Array;
+  memory_size: Int32Array;
+  write_blob(data: Uint8Array, address: number): void;
+  device_raise_irq(irq: number): void;
+  device_lower_irq(irq: number): void;
+  reboot_internal(): void;
+  devices: { pci: { devices: unknown[]; device_spaces: unknown[] } };
+  io: { ports: PortEntry[]; create_empty_entry(): PortEntry };
+}
+
+interface V86Internals {
+  v86: { cpu: V86Cpu };
+}
+
+export class V86Pc {
+  onSerial: (bytes: Uint8Array) => void = () => {};
+  /** One line of SeaBIOS's log. */
+  onBiosLog: (line: string) => void = () => {};
+  /** The processor has halted for good, with interrupts off: the operating system has shut down. */
+  onHalt: () => void = () => {};
+  /** The reset line: whoever owns the cards resets them. */
+  onReset: () => void = () => {};
+  readonly ide: PciIde | null;
+  readonly #emulator: V86;
+  readonly #cpu: V86Cpu;
+  #serial: number[] = [];
+  #biosLine = '';
+
+  /** Builds the PC, powered off. Throws a Failure when the BIOS files are not there. */
+  static async create(options: V86PcOptions): Promise<V86Pc> {
+    const [bios, vgaBios] = await Promise.all([readBios(BIOS_FILES.bios), readBios(BIOS_FILES.vgaBios)]);
+    const settings: V86Options = {
+      wasm_path: fileURLToPath(new URL('v86.wasm', import.meta.resolve('v86'))),
+      memory_size: options.memorySizeBytes ?? DEFAULT_MEMORY_SIZE,
+      vga_memory_size: VGA_MEMORY_SIZE,
+      bios: { buffer: bios },
+      vga_bios: { buffer: vgaBios },
+      autostart: false,
+      disable_mouse: true,
+      disable_speaker: true,
+    };
+    if (options.builtInDisk !== undefined) settings.hda = { buffer: options.builtInDisk };
+    const emulator = new V86(settings);
+    await new Promise<void>((resolve) => emulator.add_listener('emulator-ready', () => resolve()));
+    return new V86Pc(emulator, options);
+  }
+
+  private constructor(emulator: V86, options: V86PcOptions) {
+    this.#emulator = emulator;
+    this.#cpu = (emulator as unknown as V86Internals).v86.cpu;
+    this.ide = options.cables === undefined ? null : this.#installIde(options.cables);
+    this.#installBiosLog();
+    this.#installReset();
+    emulator.add_listener('serial0-output-byte', (byte) => this.#collectSerial(byte));
+    // Not in the list of v86's events.
+    (emulator as unknown as { add_listener(name: string, listener: () => void): void }).add_listener(
+      'cpu-event-halt',
+      () => this.onHalt(),
+    );
+  }
+
+  /** Powers the PC on. */
+  async start(): Promise<void> {
+    await this.#emulator.run();
+  }
+
+  /** Powers the PC off. */
+  async stop(): Promise<void> {
+    await this.#emulator.destroy();
+  }
+
+  /** What is typed on the serial console. The caller leaves the guest time to take it: the line has no flow control. */
+  sendSerial(bytes: Uint8Array): void {
+    this.#emulator.serial_send_bytes(0, bytes);
+  }
+
+  /** Make and break codes of keys on the PC's keyboard, scan code set 1. */
+  sendKeys(scancodes: number[]): void {
+    void this.#emulator.keyboard_send_scancodes(scancodes);
+  }
+
+  /** The lines of the text screen. */
+  screenText(): string[] {
+    const { screen_adapter } = this.#emulator as unknown as { screen_adapter?: { get_text_screen(): string[] } };
+    return screen_adapter?.get_text_screen() ?? [];
+  }
+
+  #installIde(cables: readonly Cable[]): PciIde {
+    this.#removeBuiltInIde();
+    const cpu = this.#cpu;
+    const ide = new PciIde(cables, guestMemory(cpu));
+    ide.onInterrupt = (irq, level) => (level ? cpu.device_raise_irq(irq) : cpu.device_lower_irq(irq));
+    for (const [base, count] of CHANNEL_PORTS) this.#routePorts(ide, base, count);
+    let busMasterBase: number | null = null;
+    ide.onBusMasterBase = (base) => {
+      if (busMasterBase !== null) this.#clearPorts(busMasterBase, BUS_MASTER_PORTS);
+      busMasterBase = base;
+      if (base !== null) this.#routePorts(ide, base, BUS_MASTER_PORTS);
+    };
+    this.#installConfigSpace(ide);
+    return ide;
+  }
+
+  #removeBuiltInIde(): void {
+    const { pci } = this.#cpu.devices;
+    pci.devices[BUILT_IN_FUNCTION] = undefined;
+    pci.device_spaces[BUILT_IN_FUNCTION] = undefined;
+    for (const [base, count] of BUILT_IN_PORTS) this.#clearPorts(base, count);
+  }
+
+  #clearPorts(base: number, count: number): void {
+    const { io } = this.#cpu;
+    for (let port = base; port < base + count; port++) io.ports[port] = io.create_empty_entry();
+  }
+
+  #routePorts(ide: PciIde, base: number, count: number): void {
+    for (let port = base; port < base + count; port++) {
+      this.#cpu.io.ports[port] = {
+        read8: () => ide.readPort(port, 1),
+        read16: () => ide.readPort(port, 2),
+        // v86 takes 32-bit values as signed numbers.
+        read32: () => ide.readPort(port, 4) | 0,
+        write8: (value) => ide.writePort(port, 1, value),
+        write16: (value) => ide.writePort(port, 2, value),
+        write32: (value) => ide.writePort(port, 4, value >>> 0),
+        device: undefined,
+      };
+    }
+  }
+
+  /** Stands before v86's configuration ports: our function answers there by itself, all others as before. */
+  #installConfigSpace(ide: PciIde): void {
+    const { ports } = this.#cpu.io;
+    const address = Buffer.alloc(4);
+    const selected = (): boolean => {
+      const value = address.readUInt32LE(0);
+      return value >= PCI_ENABLE && ((value >>> 8) & 0xffff) === IDE_FUNCTION;
+    };
+    for (let i = 0; i < 4; i++) {
+      const port = PCI_ADDRESS_PORT + i;
+      const before = ports[port];
+      ports[port] = {
+        read8: () => (selected() ? address[i] : before.read8.call(before.device, port)),
+        read16: () => (selected() ? address.readUIntLE(i, 2) : before.read16.call(before.device, port)),
+        read32: () => (selected() ? address.readInt32LE(0) : before.read32.call(before.device, port)),
+        write8: (value) => {
+          address[i] = value;
+          before.write8.call(before.device, value);
+        },
+        write16: (value) => {
+          address.writeUInt16LE(value & 0xffff, i);
+          before.write16.call(before.device, value);
+        },
+        write32: (value) => {
+          address.writeUInt32LE(value >>> 0, 0);
+          before.write32.call(before.device, value);
+        },
+        device: undefined,
+      };
+    }
+    for (let i = 0; i < 4; i++) {
+      const port = PCI_DATA_PORT + i;
+      const before = ports[port];
+      const read = (size: AccessSize): number => ide.readConfig((address[0] & 0xfc) + i, size);
+      const write = (size: AccessSize, value: number): void => ide.writeConfig((address[0] & 0xfc) + i, size, value);
+      ports[port] = {
+        read8: () => (selected() ? read(1) : before.read8.call(before.device, port)),
+        read16: () => (selected() ? read(2) : before.read16.call(before.device, port)),
+        read32: () => (selected() ? read(4) | 0 : before.read32.call(before.device, port)),
+        write8: (value) => (selected() ? write(1, value) : before.write8.call(before.device, value)),
+        write16: (value) => (selected() ? write(2, value) : before.write16.call(before.device, value)),
+        write32: (value) => (selected() ? write(4, value >>> 0) : before.write32.call(before.device, value)),
+        device: undefined,
+      };
+    }
+  }
+
+  #installBiosLog(): void {
+    const { io } = this.#cpu;
+    const entry = io.create_empty_entry();
+    entry.read8 = () => BIOS_LOG_READY;
+    entry.write8 = (value) => {
+      if (value !== 0x0a) {
+        this.#biosLine += String.fromCharCode(value);
+        return;
+      }
+      this.onBiosLog(this.#biosLine);
+      this.#biosLine = '';
+    };
+    io.ports[BIOS_LOG_PORT] = entry;
+  }
+
+  #installReset(): void {
+    const cpu = this.#cpu;
+    const reboot = cpu.reboot_internal;
+    cpu.reboot_internal = () => {
+      reboot.call(cpu);
+      this.ide?.reset();
+      this.onReset();
+    };
+  }
+
+  /** Bytes come one by one from inside a slice; they are handed on together between two slices. */
+  #collectSerial(byte: number): void {
+    if (this.#serial.length === 0) {
+      setImmediate(() => {
+        const bytes = Uint8Array.from(this.#serial);
+        this.#serial = [];
+        this.onSerial(bytes);
+      });
+    }
+    this.#serial.push(byte);
+  }
+}
+
+/** v86's memory. Writes go through the emulator: it may have compiled the code that was there. */
+function guestMemory(cpu: V86Cpu): GuestMemory {
+  const present = (address: number, length: number): number =>
+    Math.max(0, Math.min(length, cpu.memory_size[0] - address));
+  return {
+    read(address, target) {
+      const count = present(address, target.length);
+      target.set(cpu.mem8.subarray(address, address + count));
+      target.fill(0xff, count);
+    },
+    write(address, source) {
+      const count = present(address, source.length);
+      if (count > 0) cpu.write_blob(source.subarray(0, count), address);
+    },
+  };
+}
+
+async function readBios(file: string): Promise<ArrayBuffer> {
+  try {
+    await access(file);
+  } catch {
+    throw new Failure(`the simulated PC needs ${file}: install the Debian package ${BIOS_PACKAGE}`);
+  }
+  const content = await readFile(file);
+  return content.buffer.slice(content.byteOffset, content.byteOffset + content.byteLength) as ArrayBuffer;
+}
