@@ -3,14 +3,14 @@
 // A step runs in the caller's stack: a PC that writes the Command register finds the answer in the registers when the write
 // returns, if the card needed nothing from outside.
 
-import { randomBytes } from 'node:crypto';
 import { Failure } from '../failure.js';
 import { FrontEnd } from '../front-end/front-end.js';
 import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
 import { crc32c } from './crc32c.js';
-import { Network, type NetworkPath } from './network.js';
+import type { NetworkPath } from './network.js';
 import { type CardSettings, encodeSettings } from './settings.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
+import { type CardNetwork, REAL_WORLD, type World } from './world.js';
 
 const FRONT_END_OFFSET = 0x1000;
 const PAGE_SIZE = 65_536;
@@ -28,6 +28,8 @@ export interface InProcessCardOptions {
   /** Linear memory in bytes, a multiple of 64 KiB. */
   memorySize?: number;
   deviceNumber?: 0 | 1;
+  /** Time, chance and network, if not the real ones. */
+  world?: World;
 }
 
 interface FirmwareExports {
@@ -41,7 +43,8 @@ export class InProcessCard implements Card {
   onCrash: (error: Error) => void = () => {};
   readonly #memory: WebAssembly.Memory;
   readonly #bytes: Uint8Array;
-  readonly #network: Network;
+  readonly #network: CardNetwork;
+  readonly #world: World;
   readonly #record: Uint8Array;
   readonly #firmware: FirmwareExports;
   readonly #settings: CardSettings;
@@ -49,7 +52,10 @@ export class InProcessCard implements Card {
   #running = false;
   #stepping = false;
   #again = false;
-  #timer: NodeJS.Timeout | null = null;
+  #cancelTimer: (() => void) | null = null;
+  /** Due times count from an arbitrary start, without wrapping. */
+  #nowMs = 0;
+  #clockMs = 0;
   #timerDueMs = Number.POSITIVE_INFINITY;
   #waiting: (() => void) | null = null;
 
@@ -61,7 +67,8 @@ export class InProcessCard implements Card {
     this.#record = encodeSettings(options.settings);
     this.#memory = new WebAssembly.Memory({ initial: size / PAGE_SIZE, maximum: size / PAGE_SIZE });
     this.#bytes = new Uint8Array(this.#memory.buffer);
-    this.#network = new Network([options.path]);
+    this.#world = options.world ?? REAL_WORLD;
+    this.#network = this.#world.network([options.path]);
     this.#network.onChange = () => this.#step();
     this.#network.onError = (message) => this.onLog('warning', `network: ${message}`);
     this.frontEnd = new FrontEnd(this.#memory.buffer, FRONT_END_OFFSET, options.deviceNumber ?? 0);
@@ -95,14 +102,14 @@ export class InProcessCard implements Card {
     if (this.#running) await this.#until(() => this.statistics().lagBytes === 0, timeoutMs);
     const left = this.#running ? this.statistics().lagBytes : 0;
     this.#running = false;
-    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#cancelTimer?.();
     this.#network.closeAll();
     return left;
   }
 
   statistics(): CardStatistics {
     const record = this.#bytes.subarray(STATISTICS_OFFSET, STATISTICS_OFFSET + STATISTICS_SIZE);
-    return decodeStatistics(record, clockMs());
+    return decodeStatistics(record, this.#world.clockMs());
   }
 
   #started(): boolean {
@@ -115,11 +122,11 @@ export class InProcessCard implements Card {
     if (condition()) return Promise.resolve();
     return new Promise((resolve) => {
       const done = (): void => {
-        clearTimeout(timeout);
+        cancel();
         this.#waiting = null;
         resolve();
       };
-      const timeout = setTimeout(done, timeoutMs);
+      const cancel = this.#world.after(timeoutMs, done);
       this.#waiting = () => {
         if (!this.#running || condition()) done();
       };
@@ -155,16 +162,19 @@ export class InProcessCard implements Card {
 
   #schedule(dueMs: number): void {
     if (dueMs === NO_TIMER) return;
+    const clockMs = this.#world.clockMs();
+    this.#nowMs += (clockMs - this.#clockMs) >>> 0;
+    this.#clockMs = clockMs;
     // An earlier timer does: a step too many costs nothing.
-    const due = performance.now() + dueMs;
+    const due = this.#nowMs + dueMs;
     if (this.#timerDueMs <= due) return;
-    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#cancelTimer?.();
     this.#timerDueMs = due;
-    this.#timer = setTimeout(() => {
-      this.#timer = null;
+    this.#cancelTimer = this.#world.after(dueMs, () => {
+      this.#cancelTimer = null;
       this.#timerDueMs = Number.POSITIVE_INFINITY;
       this.#step();
-    }, dueMs);
+    });
   }
 
   #view(address: number, length: number): Uint8Array {
@@ -185,8 +195,8 @@ export class InProcessCard implements Card {
         },
       },
       imports: {
-        clock_ms: () => clockMs(),
-        random_u32: () => randomBytes(4).readUInt32LE(),
+        clock_ms: () => this.#world.clockMs(),
+        random_u32: () => this.#world.randomU32(),
         log_write: (level: number, text: number, length: number) => {
           const line = Buffer.from(this.#view(text >>> 0, length >>> 0)).toString('utf8');
           this.onLog(LOG_LEVELS[level] ?? 'error', line);
@@ -218,8 +228,4 @@ export class InProcessCard implements Card {
     const length = view.getUint32((address >>> 0) - 4, true);
     return Buffer.from(this.#view(address >>> 0, length)).toString('utf16le');
   }
-}
-
-function clockMs(): number {
-  return Math.floor(performance.now()) >>> 0;
 }
