@@ -68,7 +68,7 @@ unsigned doorbell_poll_done(const struct pollfd *polled, unsigned count) {
       if (file < 0) continue;
       if (front_end >= 0) close(front_end);
       front_end = file;
-      doorbell_send(DOORBELL_STARTED); // the head is valid since before the first poll
+      doorbell_send(DOORBELL_STARTED); // nothing is polled before the firmware has started once
       events |= EVENT_FRONT_END;       // whatever rang while nobody was connected
     }
   }

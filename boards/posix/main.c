@@ -89,6 +89,7 @@ void board_log(enum log_level level, const char *text, size_t length) {
 unsigned board_wait(uint32_t timeout_ms) {
   struct pollfd polled[DOORBELL_POLL_MAX + SOCKETS_POLL_MAX];
   if (stopping) return EVENT_STOP;
+  card.head->clock_ms = board_clock_ms();
   const unsigned doorbells = doorbell_poll_fill(polled);
   const unsigned sockets = sockets_poll_fill(polled + doorbells);
   // ppoll with the stop signals let through only here: one that arrives between the check and the call still ends it.

@@ -15,7 +15,7 @@ struct crash_record {
   uint32_t kind;     // enum trap_kind
   uint32_t line;
   uint32_t column;
-  uint32_t count;     // crashes since power-on, this one included
+  uint32_t count;     // crashes since the record was new, this one included
   uint32_t uptime_ms; // board_clock_ms() at the crash
   uint8_t firmware_hash[FIRMWARE_HASH_SIZE];
   char engine[8];

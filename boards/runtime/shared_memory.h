@@ -11,10 +11,12 @@ struct shared_memory_head {
   uint32_t linear_offset; // of the linear memory, in bytes from this head
   uint32_t linear_length;
   uint32_t front_end_offset; // of the front end's register block, in the linear memory
-  uint32_t starts;           // how often the firmware was started since power-on; changes last
+  uint32_t starts;           // how often the firmware was started since power-on
+  uint32_t clock_ms;         // board_clock_ms() after the last step: what the statistics' times are compared with
+  uint32_t reserved;
 };
 
-_Static_assert(sizeof(struct shared_memory_head) == 24, "SPEC.md says 24 bytes");
+_Static_assert(sizeof(struct shared_memory_head) == 32, "SPEC.md says 32 bytes");
 
 enum {
   SHARED_MEMORY_MAGIC = 0x4d534252,
@@ -31,14 +33,15 @@ enum doorbell {
 };
 
 static inline void shared_memory_announce(struct shared_memory_head *head, uint32_t linear_length) {
-  head->magic = SHARED_MEMORY_MAGIC;
   head->version = SHARED_MEMORY_VERSION;
   head->size = sizeof *head;
   head->linear_offset = SHARED_MEMORY_LINEAR_OFFSET;
   head->linear_length = linear_length;
   head->front_end_offset = SHARED_MEMORY_FRONT_END_OFFSET;
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
   head->starts++;
+  // The magic last: whoever sees it sees the rest.
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  head->magic = SHARED_MEMORY_MAGIC;
 }
 
 #endif

@@ -1,0 +1,278 @@
+// A card that is a process of its own: the runtime of boards/, as a Linux program (posix.ts) or in QEMU (qemu.ts). What the
+// two share: the front end over shared memory, the doorbell socket, the log, the statistics.
+
+import { type ChildProcess, spawn } from 'node:child_process';
+import { lookup } from 'node:dns/promises';
+import { closeSync, mkdtempSync, openSync, readSync, rmSync, statSync } from 'node:fs';
+import net from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Failure } from '../failure.js';
+import type { FrontEnd } from '../front-end/front-end.js';
+import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
+import { FrontEndLink, readSharedMemoryHead, type SharedMemoryHead } from './front-end-link.js';
+import type { NetworkPath } from './network.js';
+import type { CardSettings } from './settings.js';
+import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
+
+const DOORBELL_RING = 1;
+const DOORBELL_STARTED = 2;
+const RING = Buffer.from([DOORBELL_RING]);
+/** How often a card whose state only the shared memory tells is looked at. */
+const LOOK_INTERVAL_MS = 20;
+
+export interface RemoteCardOptions {
+  /** The firmware file, as built: build/firmware/firmware.wasm. */
+  firmware: string;
+  settings: CardSettings;
+  path: NetworkPath;
+  deviceNumber?: 0 | 1;
+  engine?: 'auto' | 'wasm3' | 'aot';
+}
+
+/** How to start a card's process, and where the memory is that it shares. */
+export interface Launch {
+  command: string;
+  arguments: string[];
+  memoryFile: string;
+  /** Offset of the shared memory's head in that file. */
+  headOffset: number;
+  doorbell: string;
+  /** How long the card may take to reach its image server. */
+  startTimeoutMs: number;
+}
+
+export abstract class RemoteCard implements Card {
+  readonly frontEnd: FrontEnd;
+  onLog: (level: LogLevel, line: string) => void = () => {};
+  onCrash: (error: Error) => void = () => {};
+  /** Files of this card: in memory where there is such a file system, as the linear memory is one of them, and keys are. */
+  protected readonly folder: string;
+  readonly #link: FrontEndLink;
+  readonly #options: RemoteCardOptions;
+  #process: ChildProcess | null = null;
+  #ended: Promise<void> = Promise.resolve();
+  #socket: net.Socket | null = null;
+  #file = -1;
+  #head: SharedMemoryHead | null = null;
+  #launch: Launch | null = null;
+  #stopping = false;
+  #wake: () => void = () => {};
+
+  constructor(options: RemoteCardOptions) {
+    this.#options = options;
+    this.#link = new FrontEndLink(options.deviceNumber ?? 0);
+    this.frontEnd = this.#link.frontEnd;
+    this.#link.onRing = () => this.#socket?.write(RING);
+    this.#link.onNonsense = (error) => this.onCrash(error);
+    this.folder = mkdtempSync(join(sharedMemoryFolder(), 'ribbon-card-'));
+  }
+
+  /** Writes what the process needs into `folder`. */
+  protected abstract prepare(): Promise<Launch>;
+
+  /** A line of the process's output that is not a log line. */
+  protected onOutput(line: string): void {
+    this.onLog('warning', line);
+  }
+
+  /** The card's process; null when it does not run. For tests that kill it. */
+  get pid(): number | null {
+    return this.#process?.pid ?? null;
+  }
+
+  async start(): Promise<void> {
+    const launch = await this.prepare();
+    this.#launch = launch;
+    this.#stopping = false;
+    this.#spawn(launch);
+    await this.#connect(launch);
+    const deadline = Date.now() + launch.startTimeoutMs;
+    await this.#until(() => this.#head !== null, deadline);
+    if (this.#head === null) throw this.#startFailure('the card did not start');
+    this.frontEnd.powerOn();
+    await this.#until(() => this.#isReady(), deadline);
+    if (this.#process !== null && this.statistics().sectors > 0) return;
+    const failure = this.#startFailure('');
+    await this.stop(0);
+    throw failure;
+  }
+
+  async stop(timeoutMs = 10_000): Promise<number> {
+    const isRunning = this.#process !== null && this.#head !== null;
+    if (isRunning) await this.#until(() => this.statistics().lagBytes === 0, Date.now() + timeoutMs);
+    const left = this.#head !== null ? this.statistics().lagBytes : 0;
+    this.#stopping = true;
+    this.#process?.kill('SIGTERM');
+    await this.#ended;
+    this.#release();
+    rmSync(this.folder, { recursive: true, force: true });
+    return left;
+  }
+
+  /** Power cut: the process is killed where it stands. start() powers it on again, with the local store as it was left. */
+  async cutPower(): Promise<void> {
+    this.#stopping = true;
+    this.#process?.kill('SIGKILL');
+    await this.#ended;
+    this.#release();
+    if (this.#launch !== null) rmSync(this.#launch.memoryFile, { force: true });
+  }
+
+  statistics(): CardStatistics {
+    const head = this.#readHead();
+    if (head === null) throw new Error('the card is off');
+    const record = Buffer.alloc(STATISTICS_SIZE);
+    readSync(this.#file, record, 0, STATISTICS_SIZE, head.linearOffset + STATISTICS_OFFSET);
+    return decodeStatistics(record, head.clockMs);
+  }
+
+  #readHead(): SharedMemoryHead | null {
+    return this.#file < 0 || this.#launch === null ? null : readSharedMemoryHead(this.#file, this.#launch.headOffset);
+  }
+
+  #isReady(): boolean {
+    const { sectors, linkState } = this.statistics();
+    return sectors > 0 || linkState === 'refused' || linkState === 'up';
+  }
+
+  #startFailure(what: string): Failure {
+    const { address } = this.#options.path;
+    const where = 'path' in address ? address.path : `${address.host}:${address.port}`;
+    if (this.#process === null) return new Failure("the card's process has ended (see the log above)");
+    if (what !== '') return new Failure(`${what} within ${(this.#launch?.startTimeoutMs ?? 0) / 1000} s`);
+    const image = this.#options.settings.exportName;
+    const { linkState } = this.statistics();
+    if (linkState === 'refused')
+      return new Failure(`the image server at ${where} refuses the image "${image}" (see the log above)`);
+    if (linkState === 'up') return new Failure(`the image "${image}" is smaller than one sector`);
+    return new Failure(
+      `no answer from the image server at ${where} within ${(this.#launch?.startTimeoutMs ?? 0) / 1000} s`,
+    );
+  }
+
+  #spawn(launch: Launch): void {
+    const child = spawn(launch.command, launch.arguments, { stdio: ['ignore', 'pipe', 'pipe'] });
+    this.#process = child;
+    child.stdout.on(
+      'data',
+      lines((line) => this.#takeLine(line)),
+    );
+    child.stderr.on(
+      'data',
+      lines((line) => this.onOutput(line)),
+    );
+    this.#ended = new Promise((done) => {
+      child.on('error', (error) => this.onOutput(`${launch.command}: ${error.message}`));
+      child.on('close', (code, signal) => {
+        this.#process = null;
+        this.#link.detach();
+        this.#wake();
+        if (!this.#stopping) this.onCrash(new Error(`the card's process ended: ${signal ?? `exit status ${code}`}`));
+        done();
+      });
+    });
+  }
+
+  /** Lines are `level: text`. */
+  #takeLine(line: string): void {
+    const colon = line.indexOf(': ');
+    const level = LOG_LEVELS.find((name) => name === line.slice(0, colon));
+    if (level === undefined) this.onOutput(line);
+    else this.onLog(level, line.slice(colon + 2));
+  }
+
+  /** The doorbell's socket appears while the process starts. */
+  async #connect(launch: Launch): Promise<void> {
+    const deadline = Date.now() + launch.startTimeoutMs;
+    for (;;) {
+      const socket = await new Promise<net.Socket | null>((done) => {
+        const attempt = net.connect(launch.doorbell);
+        attempt.once('connect', () => done(attempt));
+        attempt.once('error', () => done(null));
+      });
+      if (socket !== null) {
+        socket.on('data', (bytes: Buffer) => this.#takeDoorbell(bytes));
+        socket.on('error', () => {});
+        this.#socket = socket;
+        return;
+      }
+      if (this.#process === null || Date.now() > deadline) throw this.#startFailure('the doorbell did not appear');
+      await sleep(5);
+    }
+  }
+
+  #takeDoorbell(bytes: Buffer): void {
+    if (bytes.includes(DOORBELL_STARTED)) this.#attach();
+    this.#link.ring();
+    this.#wake();
+  }
+
+  #attach(): void {
+    const launch = this.#launch;
+    if (launch === null) return;
+    if (this.#file < 0) this.#file = openSync(launch.memoryFile, 'r+');
+    this.#head = this.#readHead();
+    if (this.#head !== null) this.#link.attach(this.#file, this.#head.linearOffset + this.#head.frontEndOffset);
+  }
+
+  #release(): void {
+    this.#link.detach();
+    this.#socket?.destroy();
+    this.#socket = null;
+    if (this.#file >= 0) closeSync(this.#file);
+    this.#file = -1;
+    this.#head = null;
+  }
+
+  /** Resolves when `condition` holds, the process has ended, or the deadline has passed. */
+  async #until(condition: () => boolean, deadline: number): Promise<void> {
+    while (this.#process !== null && !condition() && Date.now() < deadline) {
+      await new Promise<void>((done) => {
+        const timer = setTimeout(done, LOOK_INTERVAL_MS);
+        this.#wake = () => {
+          clearTimeout(timer);
+          done();
+        };
+      });
+    }
+    this.#wake = () => {};
+  }
+}
+
+/** The text of SPEC.md "Network paths". The card knows numeric addresses only: names are looked up here. */
+export async function encodePath(path: NetworkPath, host?: string): Promise<string> {
+  const { address, tls } = path;
+  let text: string;
+  if ('path' in address) {
+    text = `unix ${address.path}`;
+  } else {
+    const numeric = host ?? (await lookup(address.host)).address;
+    text = `tcp ${numeric} ${address.port}`;
+  }
+  if (tls === undefined) return `${text}\n`;
+  if (!('identity' in tls)) throw new Failure('this card knows TLS with a pre-shared key only, not with certificates');
+  return `${text} psk ${tls.identity} ${tls.key.toString('hex')}\n`;
+}
+
+function sharedMemoryFolder(): string {
+  try {
+    if (statSync('/dev/shm').isDirectory()) return '/dev/shm';
+  } catch {
+    // No such file system: the memory then lies in a file on disk, slower but the same.
+  }
+  return tmpdir();
+}
+
+function lines(take: (line: string) => void): (data: Buffer) => void {
+  let rest = '';
+  return (data) => {
+    const parts = (rest + data.toString()).split('\n');
+    rest = parts.pop() ?? '';
+    for (const part of parts) take(part);
+  };
+}
+
+function sleep(ms: number): Promise<void> {
+  return new Promise((done) => setTimeout(done, ms));
+}
