@@ -71,6 +71,11 @@ export class SimulatedNetwork implements ClientNetwork {
     return count;
   }
 
+  /** Bytes for the client that the server did not send. */
+  inject(bytes: Uint8Array): void {
+    this.#received.push(bytes);
+  }
+
   /** Moves the server's next message on its way; false when it has none. */
   deliver(): boolean {
     if (this.peer === null || this.cut) return false;
