@@ -14,6 +14,8 @@ export class Cable {
   onInterrupt: (level: boolean) => void = () => {};
   /** The selected device has asserted DMARQ: `dmaBlock()` may be moved now. */
   onDmaRequest: () => void = () => {};
+  /** A card has answered: a device may wait for the PC now. */
+  onAnswer: () => void = () => {};
   readonly #devices: readonly [FrontEnd | null, FrontEnd | null];
   readonly #present: readonly FrontEnd[];
   /** The front end that DEV selects. */
@@ -170,6 +172,7 @@ export class Cable {
   #outputsChanged(): void {
     this.#updateLines();
     this.#updateInterrupt();
+    this.onAnswer();
   }
 
   /** DASP- and PDIAG- run from device to device. */

@@ -134,6 +134,7 @@ export class FrontEnd {
   #start = 0;
   #last = false;
   #endStatus = 0;
+  #heldCommands: readonly number[] = [];
   /** The PC stopped its DMA engine before the card asked for a transfer. */
   #dmaStopped = false;
 
@@ -171,11 +172,36 @@ export class FrontEnd {
     const words = this.#words;
     const sequence = words[WORD_ORDER_SEQUENCE];
     if (sequence === this.#orderSequence) return;
+    if (this.#isHeld()) {
+      this.onOutput();
+      return;
+    }
     this.#orderSequence = sequence;
     if (words[WORD_ORDER_EVENT] !== words[WORD_EVENT_SEQUENCE] || this.#phase !== Phase.BUSY) return;
     this.#take(words[WORD_ORDER], words[WORD_ORDER_FLAGS]);
     this.onOutput();
     if (this.dmaDirection !== null) this.#requestDma();
+  }
+
+  /** For tests of a PC's patience: the end of these commands is kept from the bus until release(); a reset breaks it. */
+  hold(commands: readonly number[]): void {
+    this.#heldCommands = commands;
+  }
+
+  release(): void {
+    this.#heldCommands = [];
+    this.ring();
+  }
+
+  /** The card has nothing to do: it waits for the PC, or what it has done is held. */
+  get waiting(): boolean {
+    if (this.#phase !== Phase.BUSY || (this.deviceControl & CONTROL_SRST) !== 0) return true;
+    return this.#isHeld() && this.#words[WORD_ORDER_SEQUENCE] !== this.#orderSequence;
+  }
+
+  #isHeld(): boolean {
+    if (this.#heldCommands.length === 0 || this.#words[WORD_EVENT] !== FrontEndEvent.COMMAND) return false;
+    return this.#heldCommands.includes(this.#bytes[this.#base + BYTE_COMMAND]);
   }
 
   // The bus side, for the cable.
