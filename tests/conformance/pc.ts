@@ -266,10 +266,11 @@ export class Pc {
     for (;;) {
       await this.rig.until(() => requested || (this.status & STATUS_BSY) === 0);
       if (!requested) break;
-      requested = false;
       assert.equal(this.interrupt, false, 'no interrupt while DMARQ is asserted');
       assert.notEqual(this.status & (STATUS_BSY | STATUS_DRQ), 0, 'BSY or DRQ is set during a DMA transfer');
       moved += this.#dmaBlock(data, moved, limit, piece);
+      // What was asked for meanwhile has been moved too.
+      requested = cable.dmaDirection() !== null;
     }
     cable.onDmaRequest = () => {};
     const interrupted = this.interrupt;
