@@ -17,6 +17,8 @@ export class RealClient {
   readonly network: Network;
   #timer: NodeJS.Timeout | null = null;
   #waiting: (() => void) | null = null;
+  #stepping = false;
+  #again = false;
 
   constructor(networkPath: NetworkPath, settings: Partial<CardSettings> = {}) {
     this.network = new Network([networkPath]);
@@ -26,7 +28,17 @@ export class RealClient {
   }
 
   step(): void {
-    this.client.step();
+    // An import that causes an event asks for another step.
+    if (this.#stepping) {
+      this.#again = true;
+      return;
+    }
+    this.#stepping = true;
+    do {
+      this.#again = false;
+      this.client.step();
+    } while (this.#again);
+    this.#stepping = false;
     if (this.#timer !== null) clearTimeout(this.#timer);
     const dueMs = this.client.timeoutMs();
     this.#timer = dueMs === 0xffffffff ? null : setTimeout(() => this.step(), dueMs);
