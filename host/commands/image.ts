@@ -3,7 +3,6 @@
 import type { Command } from 'commander';
 import { Failure } from '../failure.js';
 import { Store } from '../store/store.js';
-import { exportRaw, importRaw } from '../store/transfer.js';
 import { DEFAULT_STORE } from './serve.js';
 
 interface Options {
@@ -29,13 +28,13 @@ export function register(program: Command): void {
     .argument('<name>')
     .argument('<file>')
     .action(async (name: string, file: string, options: Options) =>
-      withStore(options, async (store) => importRaw(store, name, file)),
+      withStore(options, async (store) => store.importRaw(name, file)),
     );
   verb('export', 'write an image to a raw file')
     .argument('<name>')
     .argument('<file>')
     .action(async (name: string, file: string, options: Options) =>
-      withStore(options, async (store) => exportRaw(store, name, null, file)),
+      withStore(options, async (store) => store.exportRaw(name, null, file)),
     );
 }
 

@@ -22,6 +22,7 @@ import { lockFolder } from './lock.js';
 import { checkLineName, checkTag, imageOf, isLineName, parseExportName } from './names.js';
 import { Overlay } from './overlay.js';
 import { Packs } from './pack.js';
+import { exportRaw, importRaw, type Progress } from './transfer.js';
 import { BLOCK_SIZE, type BlockRange, blocksOf, difference, levelsOf, Nodes, TreeView, ZERO_HASH } from './tree.js';
 
 export type StoreLog = (level: 'info' | 'warn' | 'error', message: string) => void;
