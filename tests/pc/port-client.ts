@@ -116,7 +116,7 @@ export class PortPc {
 
   async do(...requests: string[]): Promise<void> {
     const replies = await this.ask(...requests);
-    replies.forEach((reply, index) => assert.equal(reply, 'OK', requests[index]));
+    for (const [index, reply] of replies.entries()) assert.equal(reply, 'OK', requests[index]);
   }
 
   inb(port: number): Promise<number> {
@@ -175,10 +175,10 @@ export class PortPc {
     const { command, lba, sectors, regions, table = 0x10_0000, abort = false, busMaster = true } = request;
     if (!busMaster) await this.writeConfig(0x04, 3, 'outw');
     const bytes = Buffer.alloc(8 * regions.length);
-    regions.forEach(([address, size], index) => {
+    for (const [index, [address, size]] of regions.entries()) {
       bytes.writeUInt32LE(address, 8 * index);
       bytes.writeUInt32LE(size >>> 0, 8 * index + 4);
-    });
+    }
     await this.do(`outb 0x1f6 ${LBA}`, `outb ${base + BM.command} 0`, `outb ${base + BM.status} ${BM_INTERRUPT}`);
     await this.writeMemory(table, bytes);
     const direction = command === 0xc8 ? BM_TO_MEMORY : 0;

@@ -65,7 +65,7 @@ describe('one disk', () => {
     assert.equal(await pc.readConfig(0x00), 0x70108086);
     assert.equal((await pc.readConfig(0x08)) >>> 8, 0x010180);
     await pc.writeConfig(0x20, 0xffffffff);
-    assert.equal(await pc.readConfig(0x20), 0xfff1);
+    assert.equal(await pc.readConfig(0x20), 0xfffffff1);
     await pc.writeConfig(0x20, 0xd000);
     await pc.writeConfig(0x04, 7, 'outw');
     assert.equal(await pc.readConfig(0x04, 'inw'), 7);
@@ -309,7 +309,7 @@ describe('one disk', () => {
       `write 0 9000 0x${'00'.repeat(9000)}`,
     ];
     const replies = await pc.ask(...wrong);
-    replies.forEach((reply, index) => assert.match(reply, /^ERR \S/, wrong[index].slice(0, 40)));
+    for (const [index, reply] of replies.entries()) assert.match(reply, /^ERR \S/, wrong[index].slice(0, 40));
     assert.equal(await pc.value('inb 0x60'), 0xff);
   });
 
