@@ -20,6 +20,8 @@ static struct {
   volatile bool running;
   volatile bool in_import;
   volatile bool watchdog_pending;
+  volatile uint32_t calls; // into the firmware: tells one long step from many short ones
+  uint32_t calls_at_tick;
 } engine;
 
 struct linear_memory engine_memory(void) { return engine.memory; }
@@ -52,13 +54,12 @@ void engine_import_leave(void) {
   if (engine.watchdog_pending) engine_watchdog_trap();
 }
 
-bool engine_watchdog_expired(void) {
-  if (!engine.running) return false;
-  if (engine.in_import) {
-    engine.watchdog_pending = true;
-    return false;
-  }
-  return true;
+bool engine_watchdog_tick(void) {
+  const bool is_same_call = engine.running && engine.calls == engine.calls_at_tick;
+  engine.calls_at_tick = engine.calls;
+  if (!is_same_call) return false;
+  if (engine.in_import) engine.watchdog_pending = true;
+  return !engine.in_import;
 }
 
 _Noreturn void engine_watchdog_trap(void) { engine_trap(TRAP_WATCHDOG, 0, 0, "a step did not end in time"); }
@@ -83,15 +84,13 @@ static bool guarded_call(enum call call, const uint8_t *wasm, size_t length, uin
   engine.in_import = false;
   engine.watchdog_pending = false;
   if (setjmp(engine.guard) != 0) {
-    board_watchdog_stop();
     *trap = engine.trap;
     return false;
   }
-  board_watchdog_start();
+  engine.calls++;
   engine.running = true;
   const uint32_t value = call_backend(call, wasm, length);
   engine.running = false;
-  board_watchdog_stop();
   if (result != NULL) *result = value;
   return true;
 }

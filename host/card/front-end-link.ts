@@ -9,7 +9,7 @@
 //   PC reads status   <── FrontEnd (copy) <──order── registers, data of the card <── shared memory, doorbell
 
 import { fstatSync, readSync, writeSync } from 'node:fs';
-import { DEVICE_DEV, FrontEnd, FrontEndEvent, FrontEndOrder } from '../front-end/front-end.js';
+import { DEVICE_DEV, FrontEnd, FrontEndEvent, FrontEndOrder, STATUS_BSY } from '../front-end/front-end.js';
 
 const HEAD_MAGIC = 0x4d534252; // "RBSM"
 const HEAD_VERSION = 1;
@@ -31,6 +31,7 @@ const ORDER_LENGTH = 52;
 const REGISTERS = 64;
 const REGISTER_DEVICE = 74;
 const REGISTER_DEVICE_CONTROL = 76;
+const REGISTER_STATUS = 77;
 const REGISTER_ERROR = 78;
 
 /** How long a PC that reads BSY waits for the card before it sees BSY: once for each event, so that a card that waits for the
@@ -93,17 +94,17 @@ export class FrontEndLink {
     this.#file = -1;
   }
 
-  /** The card has rung: takes its order, if there is a new one. */
-  ring(): void {
-    if (this.#file < 0) return;
+  /** The card has rung: takes its order. False when there is no new one. */
+  ring(): boolean {
+    if (this.#file < 0) return false;
     const incoming = this.#incoming;
     readSync(this.#file, incoming, 0, BLOCK_SIZE, this.#offset);
     const copy = this.#copy;
-    if (incoming.readUInt32LE(ORDER_SEQUENCE) === copy.readUInt32LE(ORDER_SEQUENCE)) return;
+    if (incoming.readUInt32LE(ORDER_SEQUENCE) === copy.readUInt32LE(ORDER_SEQUENCE)) return false;
     const current = incoming.readUInt32LE(ORDER_EVENT) === copy.readUInt32LE(EVENT_SEQUENCE);
-    if (current && this.frontEnd.busy) {
+    if (current && (copy[REGISTER_STATUS] & STATUS_BSY) !== 0) {
       this.#takeRegisters();
-      if (!this.#takeData()) return;
+      if (!this.#takeData()) return false;
     }
     incoming.copy(copy, COPY_BASE + ORDER_SEQUENCE, ORDER_SEQUENCE, REGISTERS);
     try {
@@ -111,6 +112,7 @@ export class FrontEndLink {
     } catch (error) {
       this.onNonsense(error as Error);
     }
+    return true;
   }
 
   /** While BSY the register file is the card's, but for what the PC may change at any time: Device Control and DEV. */
@@ -182,7 +184,6 @@ export class FrontEndLink {
     }
     this.#waitedFor = sequence;
     const deadline = performance.now() + BUSY_WAIT_MS;
-    do this.ring();
-    while (this.#postedSequence === sequence && this.frontEnd.busy && performance.now() < deadline);
+    while (!this.ring() && performance.now() < deadline);
   }
 }

@@ -27,7 +27,7 @@ function randomBytes(seed: string, length: number): Buffer {
 
 for (const engine of ['wasm3', 'aot'] as const) {
   test(`posix ${engine}: reads, writes, and what is written is in the master image`, async () => {
-    const image = await TestImage.create(SECTORS);
+    const image = new TestImage(SECTORS);
     const log: string[] = [];
     const card = new PosixCard({
       program,
@@ -75,7 +75,7 @@ for (const engine of ['wasm3', 'aot'] as const) {
       expected.set(piece, 77 * 512);
       expected.set(bulk, 5001 * 512);
       assert.equal(await card.stop(), 0);
-      assert.ok((await image.content()).equals(expected), 'the master image is not what the PC wrote');
+      assert.ok(image.content().equals(expected), 'the master image is not what the PC wrote');
       assert.equal(crash, null);
     } finally {
       await card.stop(0);
