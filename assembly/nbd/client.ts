@@ -7,7 +7,7 @@
 //   WAITING -> CONNECTING -> NEGOTIATING -> UP -> (anything wrong) -> WAITING
 //                                           UP -> DISCONNECTING -> STOPPED   by nbdDisconnect()
 
-import { NBD_SILENCE_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS } from '../config';
+import { NBD_SILENCE_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS, SECTOR_SIZE } from '../config';
 import { clock_ms, NetState, net_close, net_open, net_state, random_u32 } from '../imports';
 import { LogLevel, logBytes, logEnd, logText, logValue } from '../log';
 import { SETTINGS } from '../memory-map';
@@ -284,6 +284,10 @@ function logUp(): void {
   logValue('structured', negotiatedStructured() ? 1 : 0);
   logValue('connection', connections);
   logEnd(LogLevel.INFO);
+  if (negotiatedBlockMin() <= SECTOR_SIZE) return;
+  logText('image server takes whole blocks only: smaller writes may be refused');
+  logValue('min_block', negotiatedBlockMin());
+  logEnd(LogLevel.WARNING);
 }
 
 function disconnectStep(): void {
