@@ -123,10 +123,15 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   const length = count * SECTOR_SIZE;
   assert(count > 0);
   assert(length <= NBD_REQUEST_SIZE_MAX);
+  if (more && commandEnd == tail && halfFull()) {
+    // A large command begins: it gets an epoch of its own, so that only one of more than half the ring is ever torn.
+    closeEpoch(commandEnd);
+    return false;
+  }
   const address = tail - head < ENTRIES ? ringReserve(length) : 0;
   if (address == 0) {
     // The open epoch is all that fills the ring: commit it, even in the middle of a command.
-    if (commandEnd == head) commandEnd = tail;
+    if (commandEnd == head || isSent(commandEnd)) commandEnd = tail;
     closeEpoch(commandEnd);
     return false;
   }
@@ -149,9 +154,10 @@ export function writeLogEndCommand(): void {
   commandEnd = tail;
 }
 
-/** True when the server has every write: what it answers to a read is then what the PC wrote last. */
+/** True when the server has every write: what it answers to a read is then what the PC wrote last. A new connection has none
+ * of what an earlier one had not committed, from its first moment on. */
 export function writeLogReceived(): bool {
-  return nextToConfirm == tail;
+  return head == tail || (nextToConfirm == tail && connection == nbdConnection());
 }
 
 /** True when the server has committed every write. */
@@ -165,15 +171,25 @@ export function writeLogFlush(): void {
   closeEpoch(commandEnd);
 }
 
+function halfFull(): bool {
+  return statistics.lagBytes > ringSize / 2 || tail - head > ENTRIES / 2;
+}
+
+/** True when an entry behind `end` is with the server on this connection. */
+function isSent(end: u32): bool {
+  return <i32>(nextToSend - end) > 0;
+}
+
+/** Closes the epoch before entry `end`, unless the server has more already: a flush would commit that, too. */
 function closeEpoch(end: u32): void {
-  if (flushState != FlushState.NONE || end == head) return;
+  if (flushState != FlushState.NONE || end == head || isSent(end)) return;
   epochEnd = end;
   flushState = FlushState.WAITING;
 }
 
 /** Milliseconds until an epoch closes by age, 0xFFFFFFFF when none is open. */
 export function writeLogTimeoutMs(): u32 {
-  if (head == tail || flushState != FlushState.NONE || !nbdUp()) return 0xffffffff;
+  if (head == tail || flushState != FlushState.NONE || !nbdUp() || isSent(commandEnd)) return 0xffffffff;
   const age = oldestAgeMs();
   return age >= settings.epochAgeMs ? 0 : settings.epochAgeMs - age;
 }
