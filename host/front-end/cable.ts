@@ -83,18 +83,9 @@ export class Cable {
   }
 
   writeDeviceControl(value: number): void {
-    const before = this.#present.map((frontEnd) => frontEnd.deviceControl);
+    const changed = this.#present.filter((frontEnd) => ((frontEnd.deviceControl ^ value) & CONTROL_SRST) !== 0);
     for (const frontEnd of this.#present) frontEnd.deviceControl = value;
-    if ((value & CONTROL_SRST) !== 0) {
-      const starting = this.#present.filter((_, index) => (before[index] & CONTROL_SRST) === 0);
-      for (const frontEnd of starting) frontEnd.beginReset();
-      this.#updateLines();
-      this.#select(0);
-      for (const frontEnd of starting) frontEnd.postAbort();
-    } else {
-      const ending = this.#present.filter((_, index) => (before[index] & CONTROL_SRST) !== 0);
-      for (const frontEnd of ending) frontEnd.postReset();
-    }
+    if (changed.length > 0) this.#changeReset(changed, (value & CONTROL_SRST) !== 0);
     this.#updateInterrupt();
   }
 
@@ -146,6 +137,18 @@ export class Cable {
    * asked for data yet ends the command when it does. */
   terminateDma(): void {
     this.#selected?.terminateDma();
+  }
+
+  /** Both devices see SRST before either card runs. */
+  #changeReset(frontEnds: FrontEnd[], isSet: boolean): void {
+    if (!isSet) {
+      for (const frontEnd of frontEnds) frontEnd.postReset();
+      return;
+    }
+    for (const frontEnd of frontEnds) frontEnd.beginReset();
+    this.#updateLines();
+    this.#select(0);
+    for (const frontEnd of frontEnds) frontEnd.postAbort();
   }
 
   #writeCommand(command: number): void {
