@@ -327,7 +327,9 @@ function setStatus(): bool {
   // After EXECUTE DEVICE DIAGNOSTIC Device 0 interrupts for both ([ATA-6] 9.11); after a reset none does.
   const interrupts = action == Action.DIAGNOSTIC && !isDevice1;
   action = Action.ABORT;
-  order(FrontEndOrder.COMPLETE, interrupts ? ORDER_INTRQ : 0, 0, 0, STATUS_READY);
+  // PDIAG- once more: a front end outside of the card's process may see this order before it saw the one that said it first.
+  const flags = isDevice1 ? ORDER_PDIAG : interrupts ? ORDER_INTRQ : 0;
+  order(FrontEndOrder.COMPLETE, flags, 0, 0, STATUS_READY);
   return true;
 }
 
