@@ -7,7 +7,7 @@
 //   WAITING -> CONNECTING -> NEGOTIATING -> UP -> (anything wrong) -> WAITING
 //                                           UP -> DISCONNECTING -> STOPPED   by nbdDisconnect()
 
-import { NBD_SILENCE_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS, SECTOR_SIZE } from '../config';
+import { NBD_SILENCE_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS } from '../config';
 import { clock_ms, NetState, net_close, net_open, net_state, random_u32 } from '../imports';
 import { LogLevel, logBytes, logEnd, logText, logValue } from '../log';
 import { SETTINGS } from '../memory-map';
@@ -123,12 +123,6 @@ export function nbdExportSize(): u64 {
 /** The transmission flags of [NBD], NBD_FLAG_READ_ONLY among them. */
 export function nbdExportFlags(): u32 {
   return negotiatedFlags();
-}
-
-/** The smallest request that the server takes, and what offsets and lengths must be multiples of: a power of two from 1 to
- * 4096. Where it is above 512 the upper layer reads, changes and writes whole blocks. */
-export function nbdMinBlock(): u32 {
-  return negotiatedBlockMin();
 }
 
 // Requests
@@ -284,10 +278,6 @@ function logUp(): void {
   logValue('structured', negotiatedStructured() ? 1 : 0);
   logValue('connection', connections);
   logEnd(LogLevel.INFO);
-  if (negotiatedBlockMin() <= SECTOR_SIZE) return;
-  logText('image server takes whole blocks only: smaller writes may be refused');
-  logValue('min_block', negotiatedBlockMin());
-  logEnd(LogLevel.WARNING);
 }
 
 function disconnectStep(): void {

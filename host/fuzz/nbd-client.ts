@@ -79,7 +79,6 @@ interface ClientExports {
   nbdConnection(): number;
   nbdExportSize(): bigint;
   nbdExportFlags(): number;
-  nbdMinBlock(): number;
   nbdRead(offset: bigint, length: number): number;
   nbdWrite(offset: bigint, length: number, flags: number): number;
   nbdFlush(): number;
@@ -183,10 +182,6 @@ export class NbdClient {
 
   get exportFlags(): number {
     return this.#exports.nbdExportFlags() >>> 0;
-  }
-
-  get minBlock(): number {
-    return this.#exports.nbdMinBlock() >>> 0;
   }
 
   get statistics(): CardStatistics {

@@ -327,14 +327,6 @@ test('what is offered is sent', () => {
   assert.ok(peer.image.subarray(4096, 12_288).every((byte) => byte === 0));
 });
 
-test('a minimum block is told', () => {
-  const blockSizes = { minimum: 4096, preferred: 4096, maximum: 1 << 20 };
-  const bench = new Bench({ peers: [server({ blockSizes })] });
-  bench.run();
-  assert.equal(bench.client.minBlock, 4096);
-  assert.ok(bench.client.log.some((line) => line.startsWith('W') && line.endsWith('min_block=4096')));
-});
-
 test('16 requests in flight, not one more', () => {
   const bench = new Bench({ peers: [server()] });
   bench.run();
