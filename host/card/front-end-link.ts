@@ -98,9 +98,11 @@ export class FrontEndLink {
   ring(): boolean {
     if (this.#file < 0) return false;
     const incoming = this.#incoming;
-    readSync(this.#file, incoming, 0, BLOCK_SIZE, this.#offset);
     const copy = this.#copy;
-    if (incoming.readUInt32LE(ORDER_SEQUENCE) === copy.readUInt32LE(ORDER_SEQUENCE)) return false;
+    // The card writes the sequence last, so it is read first and alone: what is read after it belongs to it.
+    readSync(this.#file, incoming, 0, 4, this.#offset + ORDER_SEQUENCE);
+    if (incoming.readUInt32LE(0) === copy.readUInt32LE(ORDER_SEQUENCE)) return false;
+    readSync(this.#file, incoming, 0, BLOCK_SIZE, this.#offset);
     const current = incoming.readUInt32LE(ORDER_EVENT) === copy.readUInt32LE(EVENT_SEQUENCE);
     if (current && (copy[REGISTER_STATUS] & STATUS_BSY) !== 0) {
       this.#takeRegisters();
