@@ -23,6 +23,8 @@ export class Cable {
   /** The front end that answers: the selected one, or Device 0 in place of an absent Device 1. */
   #answering: FrontEnd | null;
   #interrupt = false;
+  /** SRST is set. */
+  #resetHeld = false;
 
   constructor(frontEnds: FrontEnd[]) {
     const devices: [FrontEnd | null, FrontEnd | null] = [null, null];
@@ -59,11 +61,11 @@ export class Cable {
     return status;
   }
 
-  /** Writes a command block register, 1 to 7. While the device shows BSY or DRQ the write has no effect. */
+  /** Writes a command block register, 1 to 7. While the device shows BSY or DRQ, or SRST is set, the write
+   * has no effect. */
   writeRegister(register: number, value: number): void {
-    const answering = this.#answering;
-    if (answering?.busy) {
-      answering.writesIgnored += 1;
+    if (this.#answering?.busy || this.#resetHeld) {
+      if (this.#answering !== null) this.#answering.writesIgnored += 1;
       return;
     }
     if (register === Register.COMMAND) {
@@ -85,6 +87,7 @@ export class Cable {
   writeDeviceControl(value: number): void {
     const changed = this.#present.filter((frontEnd) => ((frontEnd.deviceControl ^ value) & CONTROL_SRST) !== 0);
     for (const frontEnd of this.#present) frontEnd.deviceControl = value;
+    this.#resetHeld = (value & CONTROL_SRST) !== 0;
     if (changed.length > 0) this.#changeReset(changed, (value & CONTROL_SRST) !== 0);
     this.#updateInterrupt();
   }

@@ -152,6 +152,8 @@ class CableLife {
 
   #step(): void {
     const random = this.#random;
+    if ((this.#control & 0x04) !== 0 && random.chance(0.4)) this.#writeControl(this.#control & ~0x04);
+    if (random.chance(0.3)) this.#settle();
     const choice = random.below(100);
     if (choice < 30) this.#goodCommand();
     else if (choice < 45) this.#transferToEnd();
@@ -179,14 +181,17 @@ class CableLife {
     return find(this.#selected) ?? (this.#selected === 1 ? (find(0) ?? null) : null);
   }
 
+  /** With Device 0 absent nobody answers, and Device 1 takes what it hears. */
+  get #takesWrites(): boolean {
+    return (this.#control & 0x04) === 0 && this.#answering?.busy !== true;
+  }
+
   get #model(): DiskModel | null {
     return this.#models[this.#selected];
   }
 
   #writeRegister(register: number, value: number): void {
-    const taken = this.#answering !== null && !this.#answering.busy;
-    // With Device 0 absent nobody answers, and Device 1 takes what it hears.
-    if (taken || this.#answering === null) {
+    if (this.#takesWrites) {
       // Selecting the other device takes the ending of this one's command out of sight.
       if (register === Register.DEVICE) this.#ended();
       if (register === Register.DEVICE) this.#selected = (value >> 4) & 1;
@@ -257,7 +262,7 @@ class CableLife {
 
   #command(code: number): void {
     const answering = this.#answering;
-    const taken = answering === null ? code === 0x90 : !answering.busy;
+    const taken = this.#takesWrites && (answering !== null || code === 0x90);
     if (taken) this.#ended();
     this.#note(`command ${code.toString(16)} ${taken ? '' : '(while busy)'}`);
     if (taken) {
