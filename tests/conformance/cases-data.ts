@@ -159,6 +159,7 @@ export const DATA_CASES: ConformanceCase[] = [
     run: async (pc, rig) => {
       await pc.ready();
       pc.start(0xec);
+      await pc.ready();
       for (let i = 0; i < 256; i++) {
         const status = pc.read(7);
         assert.equal(status & (STATUS_DRDY | STATUS_DRQ), STATUS_DRDY | STATUS_DRQ);
