@@ -12,8 +12,8 @@ const SLOWDOWN = 10;
 export interface Weather {
   /** Was any fault there at `sinceUs`, or at any time since? */
   disturbedSince(sinceUs: number): boolean;
-  /** How long the line has been busy with bytes, both ways, in all. */
-  readonly lineBusyUs: number;
+  /** How long line and server have been at work for the card, in all: what the world takes even when all is well. */
+  readonly workUs: number;
 }
 
 export interface PowerSwitch {
@@ -55,8 +55,8 @@ export class Faults implements Weather {
     return this.#active.size > 0 || this.#lastEndUs >= sinceUs;
   }
 
-  get lineBusyUs(): number {
-    return this.#network.up.busyUs + this.#network.down.busyUs;
+  get workUs(): number {
+    return this.#network.up.busyUs + this.#network.down.busyUs + this.#store.commitsUs;
   }
 
   /** The PC begins an operation: faults that belong to it, or to one that was taken out of the scenario, are on their way. */

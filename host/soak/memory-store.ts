@@ -63,6 +63,8 @@ export class MemoryStore implements Exports {
   /** Commits on their way. */
   readonly committing = new Set<Commit>();
   writer: MemoryExport | null = null;
+  /** How long commits have taken, in all. */
+  commitsUs = 0;
 
   constructor(
     readonly world: World,
@@ -192,6 +194,7 @@ class MemoryExport implements OpenExport {
     return new Promise((resolve) => {
       const { commitUs, commitJitterUs } = store.faults;
       const delayUs = commitUs + (commitJitterUs > 0 ? store.world.random.below(commitJitterUs) : 0);
+      store.commitsUs += delayUs;
       const last = this.#commits.at(-2)?.timer?.atUs ?? 0;
       commit.timer = store.world.scheduleAt(Math.max(store.world.nowUs + delayUs, last), () => {
         store.committing.delete(commit);

@@ -55,6 +55,8 @@ class Pipe {
   arrivedBytes = 0;
   /** No more will arrive after what has. */
   ended = false;
+  /** It ended without an end: reset, or the peer has been silent for too long. */
+  broken = false;
   /** Segments on their way or held. */
   inFlight = 0;
   /** Arrival of the last segment: segments stay in order. */
@@ -123,7 +125,7 @@ class Pipe {
     if (this.#direction.blocked) return;
     this.#direction.world.schedule(this.#direction.settings.latencyUs, () => {
       if (this.ended) return;
-      this.ended = true;
+      this.ended = this.broken = true;
       this.onArrival();
     });
   }
@@ -185,7 +187,7 @@ class Pipe {
 class Direction {
   blocked = false;
   readonly pipes = new Set<Pipe>();
-  /** How long the line has been sending, in all. */
+  /** How long the bytes that were sent keep a sender busy at least, in all. */
   busyUs = 0;
   #freeAtUs = 0;
 
@@ -210,7 +212,9 @@ class Direction {
   transmit(bytes: number): number {
     const { settings, world } = this;
     const sendUs = Math.ceil((bytes * SECOND) / settings.bytesPerSecond);
-    this.busyUs += sendUs;
+    // With a small window and a long way the line is idle most of the time.
+    const windowUs = (bytes * 2 * (settings.latencyUs + settings.jitterUs)) / settings.windowBytes;
+    this.busyUs += Math.max(sendUs, windowUs);
     this.#freeAtUs = Math.max(this.#freeAtUs, world.nowUs) + sendUs;
     const jitterUs = settings.jitterUs > 0 ? world.random.below(settings.jitterUs) : 0;
     return this.#freeAtUs + settings.latencyUs + jitterUs;
@@ -314,7 +318,7 @@ export class Connection {
       }
       this.#keepalive = null;
       this.toServer.destroy();
-      this.toServer.ended = true;
+      this.toServer.ended = this.toServer.broken = true;
       this.server?.onInput();
     });
   }

@@ -89,8 +89,10 @@ export class SimulatedPc {
   // The command that is under way.
   #what = '';
   #startedUs = 0;
-  #busyAtStartUs = 0;
+  #workAtStartUs = 0;
   #polled = false;
+  /** Time for moved bytes that has not passed yet. */
+  #owedUs = 0;
   /** Number of the write that is under way, 0 when none is. */
   #writing = 0;
 
@@ -181,10 +183,10 @@ export class SimulatedPc {
     }
   }
 
-  /** When the PC would give the command up, but for the time that the line was busy with bytes all along: that the line is
-   * slow is the world's fault. */
+  /** When the PC would give the command up, but for the time that line and server took all along: that they are slow is the
+   * world's fault. */
   #overdueUs(): number {
-    return this.#startedUs + PC_TIMEOUT_US + (this.#weather.lineBusyUs - this.#busyAtStartUs);
+    return this.#startedUs + PC_TIMEOUT_US + (this.#weather.workUs - this.#workAtStartUs);
   }
 
   #failOverdue(): never {
@@ -236,7 +238,7 @@ export class SimulatedPc {
   #begin(what: string): void {
     this.#what = what;
     this.#startedUs = this.#world.nowUs;
-    this.#busyAtStartUs = this.#weather.lineBusyUs;
+    this.#workAtStartUs = this.#weather.workUs;
     this.counters.commands += 1;
     if (this.#world.tracing) this.#world.trace('pc', what);
   }
@@ -403,7 +405,7 @@ export class SimulatedPc {
       const bytes = cut === undefined ? block.length : Math.min(block.length, Math.max(0, cut.afterBytes - moved));
       if (write > 0) fill(block, write, operation.lba + moved / SECTOR_SIZE);
       else if (bytes === block.length) this.#checker.read(operation.lba + moved / SECTOR_SIZE, block);
-      yield* this.#sleep((bytes * SECOND) / this.#scenario.pcBytesPerSecond);
+      yield* this.#move(bytes);
       this.#cable.advanceData(bytes);
       moved += bytes;
       if (bytes < block.length || (cut !== undefined && moved >= cut.afterBytes)) {
@@ -421,6 +423,15 @@ export class SimulatedPc {
     const error = this.#ended(status);
     if (error === 0 && moved < total) throw new Violation('O5', `${this.#what} ended after ${moved} of ${total} bytes`);
     return error;
+  }
+
+  /** The PC's processor moves bytes; the time for small blocks is added up. */
+  *#move(bytes: number): Program {
+    this.#owedUs += (bytes * SECOND) / this.#scenario.pcBytesPerSecond;
+    if (this.#owedUs < 200) return;
+    const us = this.#owedUs;
+    this.#owedUs = 0;
+    yield* this.#sleep(us);
   }
 
   /** Lets the DMA engine move what the card asks for. Returns the error bits, or 'cut'. */
@@ -470,7 +481,7 @@ export class SimulatedPc {
     this.counters.resets += 1;
     if (this.#world.tracing) this.#world.trace('pc', 'SRST');
     this.#startedUs = this.#world.nowUs;
-    this.#busyAtStartUs = this.#weather.lineBusyUs;
+    this.#workAtStartUs = this.#weather.workUs;
     this.#what = 'reset';
     this.#cable.writeDeviceControl(CONTROL_SRST);
     yield* this.#sleep(5);

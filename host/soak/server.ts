@@ -110,6 +110,14 @@ class ServerSession implements ServerEnd {
   onInput(): void {
     if (this.#dead) return;
     const { toServer } = this.#connection;
+    if (toServer.broken) {
+      // As a socket's 'close': nothing can be sent any more, and what was not taken yet is dropped.
+      this.#outputBytes = 0;
+      this.#output = [];
+      this.#session.disconnected();
+      this.#finish();
+      return;
+    }
     // Work that waits for a commit goes on in a promise.
     this.#server.world.promises = true;
     while (toServer.arrived.length > 0) {
