@@ -41,7 +41,7 @@ export class Settings {
   // 36..: text fields, addressed by the offsets below
 }
 
-/** Serial number, 20 ASCII characters padded with spaces ([ATA-6] 8.15.8 words 10-19). */
+/** Serial number, 20 ASCII characters padded with spaces ([ATA-6] 8.15, words 10-19). */
 export const SETTINGS_SERIAL: u32 = 36;
 export const SETTINGS_SERIAL_SIZE: u32 = 20;
 /** Firmware revision, 8 ASCII characters padded with spaces (words 23-26). */

@@ -86,7 +86,7 @@ export enum DeviceState {
   DATA_OUT_TRANSFER = 8,
   /** DPO0, DDMAO0 after the last sector: waiting for the volume. */
   DATA_OUT_FINISH = 9,
-  /** Sleep: only a reset ends it ([ATA-6] 6.12). */
+  /** Sleep: only a reset ends it ([ATA-6] 8.50). */
   SLEEP = 10,
 }
 
@@ -324,7 +324,7 @@ function setStatus(): bool {
   // The front end cleared DEV when the reset began; the PC may have selected a device since.
   block.device = DEVICE_OBSOLETE | (block.device & DEVICE_DEV);
   state = DeviceState.IDLE;
-  // After EXECUTE DEVICE DIAGNOSTIC Device 0 interrupts for both ([ATA-6] 9.11); after a reset none does.
+  // After EXECUTE DEVICE DIAGNOSTIC Device 0 interrupts for both ([ATA-6] 9.10); after a reset none does.
   const interrupts = action == Action.DIAGNOSTIC && !isDevice1;
   action = Action.ABORT;
   // PDIAG- once more: a front end outside of the card's process may see this order before it saw the one that said it first.

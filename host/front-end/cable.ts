@@ -5,7 +5,7 @@
 
 import { CMD_EXECUTE_DEVICE_DIAGNOSTIC, CONTROL_SRST, DEVICE_DEV, type FrontEnd, Register } from './front-end.js';
 
-/** What an undriven bus reads: only DD7 has a pull-down ([ATA-6] 4.2). */
+/** What an undriven bus reads: only DD7 has a pull-down. */
 const UNDRIVEN = 0x7f;
 const UNDRIVEN_DATA16 = 0xff7f;
 
