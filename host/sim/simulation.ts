@@ -178,8 +178,13 @@ async function stopAll(
   folder: string,
   timeoutMs: number,
 ): Promise<number> {
-  const left = await Promise.all(cards.map((card) => card.stop(timeoutMs)));
+  // Whatever fails here, the rest is stopped too.
+  const results = await Promise.allSettled(cards.map((card) => card.stop(timeoutMs)));
   await server?.stop();
   await rm(folder, { recursive: true, force: true });
+  const left = results.map((result) => {
+    if (result.status === 'rejected') throw result.reason;
+    return result.value;
+  });
   return left.reduce((sum, bytes) => sum + bytes, 0);
 }
