@@ -21,6 +21,7 @@ export const APT_PACKAGES = [
   { name: 'grub-pc-bin', for: 'test', reason: "GRUB's own disk driver as a PC" },
   { name: 'gcc', for: 'test', reason: 'compiles the card for Linux' },
   { name: 'libc6-dev', for: 'test', reason: 'compiles the card for Linux' },
+  { name: 'openssl', for: 'test', reason: 'certificates for tests of NBD inside TLS' },
   { name: 'wabt', for: 'test', reason: 'wasm2c, which compiles the firmware ahead of time' },
 ];
 
