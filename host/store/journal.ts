@@ -57,7 +57,8 @@ export class Journal {
   private readonly segments = new Map<number, Segment>();
   private readonly segmentSlots: number;
   private current: Segment | null = null;
-  private readonly tail = Buffer.alloc(TAIL_SLOTS * SLOT_SIZE);
+  private readonly tail: Buffer;
+  private readonly tailSlots: number;
   /** First slot of the current segment that is not yet in the file, and how many are in the tail. */
   private tailStart = 0;
   private tailCount = 0;
@@ -75,6 +76,8 @@ export class Journal {
     options: JournalOptions = {},
   ) {
     this.segmentSlots = options.segmentSlots ?? 65536;
+    this.tailSlots = Math.min(TAIL_SLOTS, this.segmentSlots);
+    this.tail = Buffer.alloc(this.tailSlots * SLOT_SIZE);
   }
 
   /** Bytes in segments that are still needed. */
@@ -154,7 +157,7 @@ export class Journal {
     this.flushTail();
     if (this.current === null || this.current.slots + slots > this.segmentSlots) this.roll();
     const segment = this.current!;
-    const bytes = slots <= TAIL_SLOTS ? this.tail.subarray(0, slots * SLOT_SIZE) : Buffer.alloc(slots * SLOT_SIZE);
+    const bytes = slots <= this.tailSlots ? this.tail.subarray(0, slots * SLOT_SIZE) : Buffer.alloc(slots * SLOT_SIZE);
     this.encode(bytes, segment, record, ranges, text, length);
     const slot = segment.slots;
     this.write(segment, bytes, slot, slots);
@@ -211,7 +214,7 @@ export class Journal {
 
   private takeSlot(): number {
     if (this.failed !== null) throw this.failed;
-    if (this.tailCount === TAIL_SLOTS) this.flushTail();
+    if (this.tailCount === this.tailSlots) this.flushTail();
     if (this.current === null || this.tailStart + this.tailCount === this.segmentSlots) {
       this.flushTail();
       this.roll();

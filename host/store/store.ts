@@ -469,7 +469,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   /** Digests what is durable, so that space comes free, and lets writers try again. */
   private reopenJournalSoon(): void {
     this.reopening ??= (async () => {
-      await new Promise<void>((resolve) => setTimeout(resolve, this.options.digestDelayMs ?? 200));
+      await new Promise<void>((resolve) => setTimeout(resolve, this.options.digestDelayMs ?? 200).unref());
       for (const line of this.lines.values()) await this.dropUndurable(line);
       this.journal.restart();
       await this.digestAll();
