@@ -64,6 +64,7 @@ class Run {
     const simulation = await Simulation.start(
       {
         card: this.#options.card,
+        engine: this.#options.engine,
         cardMemorySize: this.#options.cardMemorySize,
         disks,
         images,
