@@ -20,6 +20,7 @@ import {
 import { clock_ms } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { DATA_BUFFER } from '../memory-map';
+import { MUTANT, Mutant } from '../mutant';
 import { statistics } from '../statistics';
 import { volumeCancel, volumeSectors } from '../volume/volume';
 import { ACTION_DMA, ACTION_EXT, ACTION_MASK, ACTION_MULTIPLE, Action, commandAction, initCommands } from './commands';
@@ -387,7 +388,8 @@ function execute(): void {
     // What was written is safe before the PC may cut the power: some systems send nothing but this at shutdown.
     case Action.STANDBY_IMMEDIATE:
     case Action.SLEEP:
-      executeFlush();
+      if (MUTANT == Mutant.STANDBY_UNFLUSHED) complete(ORDER_INTRQ);
+      else executeFlush();
       break;
     case Action.IDLE:
       setStandbyTimer(block.sectorCount);
@@ -579,7 +581,7 @@ function finishDataOut(): bool {
   if (result == TransferState.WAITING) return false;
   if (result == TransferState.FAILED) {
     failTransfer();
-  } else if (!committing && !featuresWriteCache()) {
+  } else if (!committing && !featuresWriteCache() && MUTANT != Mutant.WRITE_CACHE_STAYS_ON) {
     committing = true;
     beginFlush();
   } else {

@@ -28,6 +28,7 @@ import {
 } from '../config';
 import { clock_ms } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
+import { MUTANT, Mutant } from '../mutant';
 import {
   NbdState,
   nbdConnection,
@@ -92,6 +93,8 @@ let cursor: u32 = 0;
 let cursorAlone: bool = false;
 let cursorMissed: bool = false;
 let failedLba: u64 = 0;
+/** `statistics.epochsCommitted` when the flush began; for mutants alone. */
+let flushedAt: u64 = 0;
 
 // Read-ahead.
 let sequentialLba: u32 = 0;
@@ -122,6 +125,18 @@ const fetchCount: StaticArray<u32> = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 let fetchesActive: u32 = 0;
 
 assert(NBD_REQUESTS_MAX == 16);
+
+export function initVolume(): void {
+  sectors = 0;
+  blocks = 0;
+  state = VolumeState.IDLE;
+  operation = Operation.NONE;
+  sequentialLba = 0;
+  readAhead = 0;
+  readAheadEnd = 0;
+  for (let request: i32 = 0; request < <i32>NBD_REQUESTS_MAX; request++) fetchActive[request] = false;
+  fetchesActive = 0;
+}
 
 /** Capacity in sectors; 0 until the image server has told it. It never changes afterwards while the card has power. */
 export function volumeSectors(): u64 {
@@ -171,7 +186,8 @@ export function volumeWrite(lba: u64, count: u32, source: usize, more: bool): vo
 /** Everything written so far is committed by the server when the state is DONE. */
 export function volumeFlush(): void {
   begin(Operation.FLUSH, 0, 0, 0);
-  if (writeLogEmpty()) finish(VolumeState.DONE);
+  if (MUTANT == Mutant.FLUSH_ONE_EPOCH) flushedAt = statistics.epochsCommitted;
+  if (writeLogEmpty() || MUTANT == Mutant.FORGET_FLUSH) finish(VolumeState.DONE);
   else writeLogFlush();
 }
 
@@ -184,7 +200,7 @@ export function volumePrefetch(lba: u64, count: u32): void {
 
 /** Milliseconds until the current request times out, 0xFFFFFFFF when it does not. */
 export function volumeTimeoutMs(): u32 {
-  if (state != VolumeState.PENDING || nbdUp()) return 0xffffffff;
+  if (state != VolumeState.PENDING || nbdUp() || MUTANT == Mutant.NO_TIME_OUT) return 0xffffffff;
   const waited = clock_ms() - requestStartedMs;
   return waited >= settings.offlineReadTimeoutMs ? 0 : settings.offlineReadTimeoutMs - waited;
 }
@@ -200,13 +216,18 @@ export function volumeStep(): bool {
   } else if (operation == Operation.WRITE_WAITING) {
     progressed = write() || progressed;
   } else if (operation == Operation.WRITE) {
-    if (writeLogReceived()) progressed = finish(VolumeState.DONE);
+    if (writeLogReceived() || MUTANT == Mutant.ACKNOWLEDGE_EARLY) progressed = finish(VolumeState.DONE);
   } else if (operation == Operation.FLUSH) {
-    if (writeLogEmpty()) progressed = finish(VolumeState.DONE);
+    if (writeLogEmpty() || isFlushedForMutant()) progressed = finish(VolumeState.DONE);
     else writeLogFlush();
   }
   if (state == VolumeState.PENDING && volumeTimeoutMs() == 0) progressed = timeOut();
   return progressed;
+}
+
+/** For mutants alone. */
+function isFlushedForMutant(): bool {
+  return MUTANT == Mutant.FLUSH_ONE_EPOCH && statistics.epochsCommitted != flushedAt;
 }
 
 function setCapacity(): bool {
@@ -296,7 +317,7 @@ function followSequence(): void {
 
 /** Asks the server for every block in [from, to) that is not in the cache or on its way, as far as requests are free. */
 function fetch(from: u32, to: u32): void {
-  if (!nbdUp() || !writeLogReceived()) return;
+  if (!nbdUp() || (!writeLogReceived() && MUTANT != Mutant.FETCH_EARLY)) return;
   let block = from;
   while (block < to) {
     if (cacheFind(block) >= 0) {
@@ -361,13 +382,20 @@ function finishFetch(request: i32, result: NbdState): void {
   for (let i: u32 = 0; i < count; i++) {
     const slot = cacheFind(first + i);
     assert(slot >= 0);
-    if (result == NbdState.DONE && cacheState(slot) == SlotState.FILLING) cacheSetClean(slot);
+    if (isWhole(result) && cacheState(slot) == SlotState.FILLING) cacheSetClean(slot);
     else cacheSetEmpty(slot);
   }
   if (result == NbdState.FAILED) fetchFailed(first, count, nbdErrno(request));
   nbdRelease(request);
   fetchActive[request] = false;
   fetchesActive -= 1;
+}
+
+/** Has the read brought everything? */
+function isWhole(result: NbdState): bool {
+  if (MUTANT == Mutant.LOST_FILL && result == NbdState.LOST) return true;
+  if (MUTANT == Mutant.UNREADABLE_AS_READ && result == NbdState.FAILED) return true;
+  return result == NbdState.DONE;
 }
 
 /** The server could not read a run. If the PC waits for one of its blocks, that block is tried alone: only what is really
@@ -408,12 +436,14 @@ function updateCache(block: u32): void {
   const from = max<u64>(requestLba, blockLba);
   const to = min<u64>(<u64>requestLba + requestCount, min<u64>(blockLba + SECTORS_PER_BLOCK, sectors));
   let slot = cacheFind(block);
+  if (MUTANT == Mutant.CACHE_NOT_UPDATED && slot >= 0 && cacheState(slot) == SlotState.CLEAN) return;
   if (slot >= 0 && cacheState(slot) != SlotState.CLEAN) {
-    cacheSetStale(slot);
+    if (MUTANT != Mutant.STALE_FILL) cacheSetStale(slot);
     return;
   }
   if (slot < 0) {
-    if (from != blockLba || to - from != SECTORS_PER_BLOCK) return;
+    const isPartial = from != blockLba || to - from != SECTORS_PER_BLOCK;
+    if (isPartial && MUTANT != Mutant.CACHE_PARTIAL_BLOCK) return;
     slot = cacheAllocate(block);
     if (slot < 0) return;
     cacheSetClean(slot);

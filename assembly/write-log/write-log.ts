@@ -14,6 +14,7 @@
 
 import { NBD_REQUEST_SIZE_MAX, SECTOR_SIZE } from '../config';
 import { clock_ms } from '../imports';
+import { MUTANT, Mutant } from '../mutant';
 import {
   NbdError,
   NbdState,
@@ -112,6 +113,7 @@ function ringReserve(length: u32): usize {
   const ringHead = <u32>(<usize>entry(head).address - ring);
   if (ringTail > ringHead) {
     if (ringTail + length <= ringSize) return ring + ringTail;
+    if (MUTANT == Mutant.RING_OVERRUN) return ring;
     // Wrap: the rest of the ring stays unused for this round.
     return length < ringHead ? ring : 0;
   }
@@ -143,9 +145,11 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   added.writtenMs = clock_ms();
   added.state = <u8>EntryState.QUEUED;
   tail += 1;
-  if (!more) commandEnd = tail;
+  if (!more || MUTANT == Mutant.TEAR_COMMANDS) commandEnd = tail;
+  if (MUTANT == Mutant.DROP_LAST_SECTOR && more && count > 1) added.count = count - 1;
   ringTail = <u32>(address + length - ring);
   statistics.lagBytes += length;
+  if (MUTANT == Mutant.LAG_TOO_SMALL) statistics.lagBytes -= SECTOR_SIZE;
   return true;
 }
 
@@ -157,6 +161,7 @@ export function writeLogEndCommand(): void {
 /** True when the server has every write: what it answers to a read is then what the PC wrote last. A new connection has none
  * of what an earlier one had not committed, from its first moment on. */
 export function writeLogReceived(): bool {
+  if (MUTANT == Mutant.STALE_AFTER_RECONNECT) return nextToConfirm == tail;
   return head == tail || (nextToConfirm == tail && connection == nbdConnection());
 }
 
@@ -177,6 +182,7 @@ function halfFull(): bool {
 
 /** True when an entry behind `end` is with the server on this connection. */
 function isSent(end: u32): bool {
+  if (MUTANT == Mutant.EPOCH_BEHIND_SENT) return false;
   return <i32>(nextToSend - end) > 0;
 }
 
@@ -196,6 +202,7 @@ export function writeLogTimeoutMs(): u32 {
 
 /** How long the oldest write has been waiting to be committed. */
 function oldestAgeMs(): u32 {
+  if (MUTANT == Mutant.CLOCK_WRAP && clock_ms() < entry(head).writtenMs) return 0;
   return clock_ms() - entry(head).writtenMs;
 }
 
@@ -217,12 +224,13 @@ export function writeLogStep(): bool {
 function resendAfterReconnect(): bool {
   if (nbdConnection() == connection) return false;
   connection = nbdConnection();
+  if (MUTANT == Mutant.RESEND_REORDERED && tail - head >= 2) reorder();
   for (let number = head; number != nextToSend; number++) {
     const lost = entry(number);
     if (lost.state == EntryState.SENT) nbdRelease(lost.request);
     lost.state = <u8>EntryState.QUEUED;
   }
-  nextToSend = nextToConfirm = head;
+  nextToSend = nextToConfirm = MUTANT == Mutant.RESEND_NOTHING ? nextToSend : head;
   if (flushState == FlushState.SENT) {
     nbdRelease(flushRequest);
     flushRequest = -1;
@@ -279,6 +287,10 @@ function closeEpochWhenDue(): void {
 
 function commit(): bool {
   if (flushState == FlushState.WAITING && <i32>(nextToConfirm - epochEnd) >= 0) {
+    if (MUTANT == Mutant.NEVER_COMMIT) {
+      release();
+      return true;
+    }
     flushRequest = nbdFlush();
     if (flushRequest < 0) return false;
     flushState = FlushState.SENT;
@@ -286,7 +298,10 @@ function commit(): bool {
   }
   if (flushState != FlushState.SENT) return false;
   const state = nbdState(flushRequest);
-  if (state == NbdState.PENDING) return false;
+  if (state == NbdState.PENDING) {
+    if (MUTANT == Mutant.RELEASE_BEFORE_COMMIT) releaseEarly();
+    return false;
+  }
   if (state != NbdState.DONE) return refused(state);
   nbdRelease(flushRequest);
   flushRequest = -1;
@@ -294,9 +309,30 @@ function commit(): bool {
   return true;
 }
 
+/** For mutants alone. */
+function reorder(): void {
+  const first = changetype<usize>(entry(head));
+  const second = changetype<usize>(entry(head + 1));
+  for (let i: usize = 0; i < ENTRY_SIZE; i += 4) {
+    const word = load<u32>(first + i);
+    store<u32>(first + i, load<u32>(second + i));
+    store<u32>(second + i, word);
+  }
+}
+
+/** For mutants alone: the epoch counts as committed while its flush is on the way. */
+function releaseEarly(): void {
+  if (epochEnd == head) return;
+  for (let number = head; number != epochEnd; number++) statistics.lagBytes -= entry(number).count * SECTOR_SIZE;
+  head = epochEnd;
+}
+
 /** The closed epoch is a generation on the server now. */
 function release(): void {
-  for (let number = head; number != epochEnd; number++) statistics.lagBytes -= entry(number).count * SECTOR_SIZE;
+  for (let number = head; number != epochEnd; number++) {
+    statistics.lagBytes -= entry(number).count * SECTOR_SIZE;
+    if (MUTANT == Mutant.LAG_TOO_SMALL) statistics.lagBytes += SECTOR_SIZE;
+  }
   head = epochEnd;
   flushState = FlushState.NONE;
   statistics.epochsCommitted += 1;
@@ -304,5 +340,5 @@ function release(): void {
 
 function updateLag(): void {
   statistics.lagEpochs = head == tail ? 0 : flushState != FlushState.NONE && epochEnd != tail ? 2 : 1;
-  if (head != tail) statistics.lagSinceMs = entry(head).writtenMs;
+  if (head != tail) statistics.lagSinceMs = entry(MUTANT == Mutant.LAG_TOO_YOUNG ? tail - 1 : head).writtenMs;
 }

@@ -22,9 +22,9 @@ import { MS, Violation, type World } from './world.js';
 
 const BLOCK_SECTORS = BLOCK / SECTOR_SIZE;
 
-/** A command up to this size always fits the write log as a whole (the log is 1 MiB at least: assembly/index.ts; an entry
- * lies in one piece, so a part of the ring may be unused). */
-const WHOLE_COMMAND_BYTES = 640 << 10;
+/** A command up to this size is never torn: it begins with half the write log free (966,656 bytes at least), of which the
+ * end of the ring may stay unused because an entry of up to 128 KiB lies in one piece. */
+const WHOLE_COMMAND_BYTES = 320 << 10;
 
 enum Outcome {
   RUNNING,

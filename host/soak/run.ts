@@ -31,6 +31,8 @@ export interface RunResult {
   scenario: Scenario;
   /** Null: all is well. */
   violation: Violation | null;
+  /** Number of the operation that the PC began last. */
+  lastOperation: number;
   simulatedUs: number;
   events: number;
   /** Two runs of one scenario have the same. */
@@ -70,6 +72,7 @@ class Simulation {
   readonly #card: SimulatedCard;
   readonly #faults: Faults;
   readonly #pc: SimulatedPc;
+  #lastOperation = -1;
   /** Power is off until then. */
   #powerOnUs = 0;
 
@@ -85,7 +88,10 @@ class Simulation {
     const power = { powerCut: (offUs: number) => this.#powerCut(offUs) };
     this.#faults = new Faults(world, this.#network, this.#server, this.#store, power, scenario.faults);
     this.#pc = new SimulatedPc(world, this.#faults, this.#checker, scenario);
-    this.#pc.onOperation = (number) => this.#faults.operation(number);
+    this.#pc.onOperation = (number) => {
+      this.#lastOperation = number;
+      this.#faults.operation(number);
+    };
     this.#card.onStep = () => this.#checker.lag(this.#card.lagBytes, this.#card.lagEpochs, this.#card.lagMs);
   }
 
@@ -197,6 +203,7 @@ class Simulation {
     return {
       scenario: this.#scenario,
       violation,
+      lastOperation: this.#lastOperation,
       simulatedUs: this.#world.nowUs,
       events: this.#world.events,
       digest: this.#world.digest,
