@@ -8,7 +8,7 @@ import { LogLevel, logEnd, logText, logValue } from './log';
 import { initNbd, nbdStep, nbdTimeoutMs } from './nbd/client';
 import { readSettings, SettingsError } from './settings';
 import { initStatistics } from './statistics';
-import { volumeStep, volumeTimeoutMs } from './volume/volume';
+import { initVolume, volumeStep, volumeTimeoutMs } from './volume/volume';
 import { initWriteLog, writeLogStep, writeLogTimeoutMs } from './write-log/write-log';
 
 export enum InitError {
@@ -38,6 +38,7 @@ export function init(): u32 {
   if (!initWriteLog(arena, writeLogSize)) return InitError.MEMORY;
   const cacheBlocks = initCache(arena + writeLogSize, <u32>(end - arena) - writeLogSize);
   if (cacheBlocks == 0) return InitError.MEMORY;
+  initVolume();
   initAta();
 
   logText('ready');

@@ -138,6 +138,18 @@ export function initVolume(): void {
   fetchesActive = 0;
 }
 
+export function initVolume(): void {
+  sectors = 0;
+  blocks = 0;
+  state = VolumeState.IDLE;
+  operation = Operation.NONE;
+  sequentialLba = 0;
+  readAhead = 0;
+  readAheadEnd = 0;
+  for (let request: i32 = 0; request < <i32>NBD_REQUESTS_MAX; request++) fetchActive[request] = false;
+  fetchesActive = 0;
+}
+
 /** Capacity in sectors; 0 until the image server has told it. It never changes afterwards while the card has power. */
 export function volumeSectors(): u64 {
   return sectors;
