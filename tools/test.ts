@@ -45,7 +45,7 @@ interface Finished extends Result {
 }
 
 function allTasks(): Task[] {
-  const biome = ['node_modules/@biomejs/biome/bin/biome', 'check', '--max-diagnostics=200'];
+  const biome = ['node_modules/@biomejs/biome/bin/biome', 'check', '--error-on-warnings', '--max-diagnostics=200'];
   const tests = ['host', 'tools', 'tests'].flatMap(findTests);
   const alone = tests.filter((file) => file.endsWith('.alone.test.ts'));
   return [

@@ -19,9 +19,13 @@ export const APT_PACKAGES = [
   { name: 'qemu-utils', for: 'test', reason: 'qemu-img and qemu-nbd, stock client and server' },
   { name: 'fio', for: 'test', reason: 'load for the image server' },
   { name: 'grub-pc-bin', for: 'test', reason: "GRUB's own disk driver as a PC" },
+  { name: 'xz-utils', for: 'test', reason: 'unpacks the sources of lwIP and mbedTLS' },
   { name: 'gcc', for: 'test', reason: 'compiles the card for Linux' },
   { name: 'libc6-dev', for: 'test', reason: 'compiles the card for Linux' },
   { name: 'openssl', for: 'test', reason: 'certificates for tests of NBD inside TLS' },
+  { name: 'gcc-arm-none-eabi', for: 'test', reason: 'compiles the card for its Zynq board' },
+  { name: 'libnewlib-arm-none-eabi', for: 'test', reason: "the board's C library" },
+  { name: 'qemu-system-arm', for: 'test', reason: 'the Zynq board, simulated' },
   { name: 'wabt', for: 'test', reason: 'wasm2c, which compiles the firmware ahead of time' },
 ];
 
