@@ -18,6 +18,7 @@ export const APT_PACKAGES = [
   { name: 'nbdkit', for: 'test', reason: 'a stock NBD server under the card, peer of the benchmarks' },
   { name: 'qemu-utils', for: 'test', reason: 'qemu-img and qemu-nbd, stock client and server' },
   { name: 'fio', for: 'test', reason: 'load for the image server' },
+  { name: 'hdparm', for: 'test', reason: 'a second reader of IDENTIFY DEVICE data' },
   { name: 'grub-pc-bin', for: 'test', reason: "GRUB's own disk driver as a PC" },
   { name: 'xz-utils', for: 'test', reason: 'unpacks the sources of lwIP and mbedTLS' },
   { name: 'gcc', for: 'test', reason: 'compiles the card for Linux' },
