@@ -11,8 +11,8 @@ export enum Mutant {
   ACKNOWLEDGE_EARLY = 1,
   /** FLUSH CACHE is answered at once. */
   FORGET_FLUSH = 2,
-  /** FLUSH CACHE waits for the epoch that is on its way, not for the writes behind it. */
-  FLUSH_ONE_EPOCH = 3,
+  /** A FLUSH CACHE that has timed out counts as done. */
+  FLUSH_TIME_OUT_SUCCEEDS = 3,
   /** STANDBY IMMEDIATE is answered without a flush. */
   STANDBY_UNFLUSHED = 4,
   /** The write cache stays on although the PC has switched it off. */

@@ -93,8 +93,6 @@ let cursor: u32 = 0;
 let cursorAlone: bool = false;
 let cursorMissed: bool = false;
 let failedLba: u64 = 0;
-/** `statistics.epochsCommitted` when the flush began; for mutants alone. */
-let flushedAt: u64 = 0;
 
 // Read-ahead.
 let sequentialLba: u32 = 0;
@@ -125,18 +123,6 @@ const fetchCount: StaticArray<u32> = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 let fetchesActive: u32 = 0;
 
 assert(NBD_REQUESTS_MAX == 16);
-
-export function initVolume(): void {
-  sectors = 0;
-  blocks = 0;
-  state = VolumeState.IDLE;
-  operation = Operation.NONE;
-  sequentialLba = 0;
-  readAhead = 0;
-  readAheadEnd = 0;
-  for (let request: i32 = 0; request < <i32>NBD_REQUESTS_MAX; request++) fetchActive[request] = false;
-  fetchesActive = 0;
-}
 
 export function initVolume(): void {
   sectors = 0;
@@ -198,7 +184,6 @@ export function volumeWrite(lba: u64, count: u32, source: usize, more: bool): vo
 /** Everything written so far is committed by the server when the state is DONE. */
 export function volumeFlush(): void {
   begin(Operation.FLUSH, 0, 0, 0);
-  if (MUTANT == Mutant.FLUSH_ONE_EPOCH) flushedAt = statistics.epochsCommitted;
   if (writeLogEmpty() || MUTANT == Mutant.FORGET_FLUSH) finish(VolumeState.DONE);
   else writeLogFlush();
 }
@@ -230,16 +215,11 @@ export function volumeStep(): bool {
   } else if (operation == Operation.WRITE) {
     if (writeLogReceived() || MUTANT == Mutant.ACKNOWLEDGE_EARLY) progressed = finish(VolumeState.DONE);
   } else if (operation == Operation.FLUSH) {
-    if (writeLogEmpty() || isFlushedForMutant()) progressed = finish(VolumeState.DONE);
+    if (writeLogEmpty()) progressed = finish(VolumeState.DONE);
     else writeLogFlush();
   }
   if (state == VolumeState.PENDING && volumeTimeoutMs() == 0) progressed = timeOut();
   return progressed;
-}
-
-/** For mutants alone. */
-function isFlushedForMutant(): bool {
-  return MUTANT == Mutant.FLUSH_ONE_EPOCH && statistics.epochsCommitted != flushedAt;
 }
 
 function setCapacity(): bool {
@@ -473,6 +453,7 @@ function timeOut(): bool {
   logValue('connection', nbdConnection());
   logEnd(LogLevel.WARNING);
   if (operation == Operation.READ) failRead();
+  else if (MUTANT == Mutant.FLUSH_TIME_OUT_SUCCEEDS && operation == Operation.FLUSH) finish(VolumeState.DONE);
   else finish(VolumeState.FAULT);
   writeLogEndCommand();
   return true;
