@@ -48,6 +48,11 @@ describe('the firmware', () => {
     assert.deepEqual(linesWith(/\bnew\s+[A-Z]|\bheap\.|\b__(new|alloc|renew)\b|\bmemory\.grow\b/), []);
   });
 
+  test('has no known bug planted', () => {
+    const mutant = sources.find(({ file }) => file === 'mutant.ts');
+    assert.match(mutant?.code ?? '', /^export const MUTANT: i32 = 0;$/m);
+  });
+
   test('has no function table', () => {
     assert.deepEqual(linesWith(/\bcall_indirect\b|\bfunction\s*\(|=>\s*[{(\w]/), []);
   });
