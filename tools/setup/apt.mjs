@@ -79,6 +79,10 @@ async function install(names) {
   const step = `Debian packages (${names.length})`;
   const command = ['apt-get', 'install', ...INSTALL_OPTIONS, ...names];
   const options = { environment: ENVIRONMENT, progress: percentOf, uninterruptible: true };
+  if (wasInterrupted()) {
+    const repair = { environment: ENVIRONMENT, uninterruptible: true };
+    await runStep('finishing an interrupted installation', ['dpkg', '--configure', '-a'], repair);
+  }
   if (hasPackageLists()) {
     try {
       return await runStep(step, command, options);
@@ -96,6 +100,15 @@ async function install(names) {
       `${error.message}\nInstall them by hand: apt-get install ${names.join(' ')}`,
       error.exitCode,
     );
+  }
+}
+
+/** What dpkg had begun and not ended lies here; apt-get refuses to work until it is ended. */
+function wasInterrupted() {
+  try {
+    return fs.readdirSync('/var/lib/dpkg/updates').some((name) => /^\d+$/.test(name));
+  } catch {
+    return false;
   }
 }
 
