@@ -10,9 +10,16 @@ export const SECTOR_SIZE = 512;
 export const WORDS = SECTOR_SIZE / 4;
 const MAGIC = 0x6e626972; // "ribn"
 
-/** Sectors that nobody wrote, and that are zeroes in the base image: every fourth run of 64. */
+let zeroFrom = 192;
+
+/** What the image holds before the run: a pattern with runs of zeroes (every fourth run of 64 sectors), or zeroes alone. */
+export function setBase(base: 'pattern' | 'zeroes'): void {
+  zeroFrom = base === 'pattern' ? 192 : 0;
+}
+
+/** Is a sector that nobody wrote all zeroes? */
 export function isBaseZero(lba: number): boolean {
-  return (lba & 0xff) >= 192;
+  return (lba & 0xff) >= zeroFrom;
 }
 
 function seedOf(command: number, lba: number): number {

@@ -1,6 +1,6 @@
 // What goes wrong in a run, and when: carries out the faults of a scenario, and knows since when all has been well.
 
-import type { MemoryStore } from './memory-store.js';
+import type { ImageBackend } from './memory-store.js';
 import type { SimulatedNetwork } from './network.js';
 import type { Fault, FaultKind } from './scenario.js';
 import type { SimulatedServer } from './server.js';
@@ -25,7 +25,7 @@ export class Faults implements Weather {
   readonly #world: World;
   readonly #network: SimulatedNetwork;
   readonly #server: SimulatedServer;
-  readonly #store: MemoryStore;
+  readonly #store: ImageBackend;
   readonly #power: PowerSwitch;
   #waiting: Fault[];
   readonly #starts = new Set<Timer>();
@@ -38,7 +38,7 @@ export class Faults implements Weather {
     world: World,
     network: SimulatedNetwork,
     server: SimulatedServer,
-    store: MemoryStore,
+    store: ImageBackend,
     power: PowerSwitch,
     faults: readonly Fault[],
   ) {

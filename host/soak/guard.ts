@@ -1,5 +1,5 @@
-// Keeps the real world out of a simulated run: while the guard is up, real clocks, real chance and real timers throw. What a
-// run does depends on its seed alone, and this is what makes that more than a promise.
+// Keeps the real world out of a simulated run: while the guard is up, real clocks and real chance throw, and timers are the
+// world's. What a run does depends on its seed alone, and this is what makes that more than a promise.
 
 import crypto from 'node:crypto';
 import { syncBuiltinESMExports } from 'node:module';
@@ -20,6 +20,7 @@ const FORBIDDEN: [holder: Holder, name: string][] = [
   [globalThis as unknown as Holder, 'setTimeout'],
   [globalThis as unknown as Holder, 'setInterval'],
   [globalThis as unknown as Holder, 'setImmediate'],
+  [globalThis as unknown as Holder, 'clearTimeout'],
   [globalThis as unknown as Holder, 'Date'],
   [process as unknown as Holder, 'hrtime'],
   [crypto as unknown as Holder, 'randomBytes'],
@@ -28,13 +29,17 @@ const FORBIDDEN: [holder: Holder, name: string][] = [
   [crypto as unknown as Holder, 'randomFillSync'],
 ];
 
+/** What stands in for the forbidden while a run is on, by name. */
+export type Replacements = Record<string, unknown>;
+
 /** Runs `body` with the guard up. */
-export async function guarded<T>(body: () => Promise<T>): Promise<T> {
+export async function guarded<T>(replacements: Replacements, body: () => Promise<T>): Promise<T> {
   const saved = FORBIDDEN.map(([holder, name]) => Object.getOwnPropertyDescriptor(holder, name));
   for (const [holder, name] of FORBIDDEN) {
-    const value = () => {
+    const forbidden = (): never => {
       throw new Error(`${name} is not for simulated runs: time and chance come from the World`);
     };
+    const value = replacements[name] ?? forbidden;
     Object.defineProperty(holder, name, { configurable: true, writable: true, value });
   }
   syncBuiltinESMExports();

@@ -38,6 +38,26 @@ function baseBlock(number: number): Buffer {
 
 export type Blocks = Map<number, Buffer>;
 
+/** What the simulated server serves. */
+export interface ImageBackend {
+  readonly exports: Exports;
+  readonly size: number;
+  /** The disk is full: commits are refused. */
+  full: boolean;
+  /** Reads fail from here to there. */
+  unreadable: { from: number; to: number } | null;
+  /** How long commits have taken, in all. */
+  readonly commitsUs: number;
+  /** Is a commit on its way that may or may not become a generation? */
+  readonly busy: boolean;
+  /** The process, or the machine with everything that was not durable, is gone. */
+  crash(how: 'down' | 'gone'): void;
+  /** The server begins again on what is left. */
+  start(): Promise<void>;
+  /** The blocks of the newest generation that differ from the base image. */
+  newest(): Promise<Blocks>;
+}
+
 /** Who looks at everything that reaches the store. */
 export interface StoreWatcher {
   /** A write has been taken from the network; it is in the open epoch of a connection. */
@@ -52,18 +72,16 @@ export interface StoreFaults {
   commitJitterUs: number;
 }
 
-export class MemoryStore implements Exports {
+export class MemoryStore implements Exports, ImageBackend {
+  readonly exports = this;
   generation = 0;
   /** Blocks that differ from the base image. */
   readonly blocks: Blocks = new Map();
-  /** The disk is full: commits are refused. */
   full = false;
-  /** Reads fail from here to there. */
   unreadable: { from: number; to: number } | null = null;
   /** Commits on their way. */
   readonly committing = new Set<Commit>();
   writer: MemoryExport | null = null;
-  /** How long commits have taken, in all. */
   commitsUs = 0;
 
   constructor(
@@ -95,6 +113,18 @@ export class MemoryStore implements Exports {
     }
     this.committing.clear();
     this.writer = null;
+  }
+
+  get busy(): boolean {
+    return this.committing.size > 0;
+  }
+
+  start(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  newest(): Promise<Blocks> {
+    return Promise.resolve(this.blocks);
   }
 
   apply(commit: Commit): void {
@@ -167,7 +197,7 @@ class MemoryExport implements OpenExport {
       data.copy(block, within, at, at + count);
       at += count;
     }
-    store.watcher.received(offset, data);
+    store.world.watch(() => store.watcher.received(offset, data));
     return undefined;
   }
 

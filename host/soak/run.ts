@@ -3,15 +3,16 @@
 
 import { SimulatedCard } from './card.js';
 import { Checker } from './checker.js';
-import { SECTOR_SIZE } from './content.js';
+import { SECTOR_SIZE, setBase } from './content.js';
 import { Faults } from './faults.js';
-import { guarded } from './guard.js';
-import { MemoryStore } from './memory-store.js';
+import { guarded, type Replacements } from './guard.js';
+import { type ImageBackend, MemoryStore } from './memory-store.js';
+import { MerkleStore } from './merkle-store.js';
 import { SimulatedNetwork } from './network.js';
 import { SimulatedPc } from './pc.js';
 import type { Operation, Scenario } from './scenario.js';
 import { SimulatedServer } from './server.js';
-import { MS, SECOND, Violation, World } from './world.js';
+import { MS, SECOND, type Timer, Violation, World } from './world.js';
 
 /** What draining may take besides moving the bytes: the card's back-off (15 s), a silence that it must notice (10 s), the
  * server's patience with a writer that is gone (25 s), commits. */
@@ -53,7 +54,7 @@ export async function run(scenario: Scenario, options: RunOptions): Promise<RunR
   const simulation = new Simulation(world, scenario, options.firmware);
   let violation: Violation | null = null;
   try {
-    await guarded(() => simulation.run());
+    await guarded(simulation.replacements(), () => simulation.run());
   } catch (error) {
     if (error instanceof Violation) violation = error;
     else violation = new Violation('crash', error instanceof Error ? (error.stack ?? error.message) : String(error));
@@ -67,7 +68,7 @@ class Simulation {
   readonly #scenario: Scenario;
   readonly #network: SimulatedNetwork;
   readonly #checker: Checker;
-  readonly #store: MemoryStore;
+  readonly #store: ImageBackend;
   readonly #server: SimulatedServer;
   readonly #card: SimulatedCard;
   readonly #faults: Faults;
@@ -81,7 +82,9 @@ class Simulation {
     this.#scenario = scenario;
     this.#network = new SimulatedNetwork(world, { ...scenario.network });
     this.#checker = new Checker(world, Math.floor(scenario.imageBytes / SECTOR_SIZE));
-    this.#store = new MemoryStore(world, scenario.imageBytes, scenario.store, this.#checker);
+    setBase(scenario.storeKind === 'merkle' ? 'zeroes' : 'pattern');
+    const Backend = scenario.storeKind === 'merkle' ? MerkleStore : MemoryStore;
+    this.#store = new Backend(world, scenario.imageBytes, scenario.store, this.#checker);
     this.#server = new SimulatedServer(world, this.#network, this.#store);
     const { settings, memorySize, reactionUs, clockStartMs } = scenario;
     this.#card = new SimulatedCard(world, this.#network, { firmware, settings, memorySize, reactionUs, clockStartMs });
@@ -108,8 +111,26 @@ class Simulation {
       throw new Violation('stuck', `the run has not ended after ${RUN_MAX_US / SECOND} s`);
     });
     this.#pc.onIdle = () => this.#calm();
-    this.#powerOn();
+    this.#server.state = 'down';
+    this.#server.start();
+    this.#world.schedule(0, () => this.#powerOn());
     await this.#world.run();
+  }
+
+  /** The image store's timers and its few random bytes. */
+  replacements(): Replacements {
+    const world = this.#world;
+    return {
+      setTimeout: (callback: () => void, ms = 0) => {
+        const timer = world.schedule(ms * MS, () => {
+          world.promises = true;
+          callback();
+        });
+        return Object.assign(timer, { unref: () => timer });
+      },
+      clearTimeout: (timer: Timer | null) => world.cancel(timer),
+      randomBytes: (count: number) => Buffer.from(Array.from({ length: count }, () => world.random.below(256))),
+    };
   }
 
   // Power
@@ -133,7 +154,7 @@ class Simulation {
   #awaitPower(): void {
     const world = this.#world;
     world.scheduleAt(this.#powerOnUs, () => {
-      if (world.nowUs < this.#powerOnUs || this.#network.carriesRemains || this.#store.committing.size > 0) {
+      if (world.nowUs < this.#powerOnUs || this.#network.carriesRemains || this.#store.busy) {
         this.#powerOnUs = Math.max(this.#powerOnUs, world.nowUs + 100 * MS);
         this.#awaitPower();
         return;
@@ -159,8 +180,7 @@ class Simulation {
     const look = (): void => {
       if (this.#card.lagBytes === 0) {
         world.trace('run', `drained after ${((world.nowUs - startedUs) / MS).toFixed(0)} ms`);
-        this.#checker.drained(this.#store.blocks);
-        this.#readBack();
+        this.#drained();
       } else if (world.nowUs - startedUs > limitUs) {
         const { linkState, linkError } = this.#card.statistics();
         throw new Violation(
@@ -173,6 +193,16 @@ class Simulation {
       }
     };
     look();
+  }
+
+  #drained(): void {
+    const world = this.#world;
+    world.promises = true;
+    this.#store.newest().then(
+      (blocks) => world.watch(() => this.#checker.drained(blocks)),
+      (error: unknown) => world.fail(error),
+    );
+    this.#readBack();
   }
 
   /** The PC reads what it has written. */

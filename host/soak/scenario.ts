@@ -90,6 +90,8 @@ export interface Scenario {
   reactionUs: number;
   clockStartMs: number;
   network: NetworkSettings;
+  /** The real image store, or a server with as little as NBD asks for. */
+  storeKind: 'merkle' | 'plain';
   store: StoreFaults;
   /** From an interrupt to the PC's handler. */
   interruptUs: number;
@@ -136,6 +138,7 @@ const OTHER_KINDS: OtherOperation['kind'][] = [
 
 export function drawScenario(seed: number, length = OPERATIONS): Scenario {
   const random = new Random(seed);
+  const storeKind = random.pick(['merkle', 'plain'] as const);
   const imageBytes = drawImageBytes(random);
   const scenario: Scenario = {
     seed,
@@ -152,6 +155,7 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
     reactionUs: random.pick([0, 0, 5, 50, 500]),
     clockStartMs: random.pick([0, 0, 1_000_000, 2 ** 32 - 20_000, 2 ** 32 - 100_000]),
     network: drawNetwork(random),
+    storeKind,
     store: {
       commitUs: random.pick([0, 200, 5 * MS, 100 * MS]),
       commitJitterUs: random.pick([0, 500, 20 * MS, 1 * SECOND]),

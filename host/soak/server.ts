@@ -1,9 +1,9 @@
 // The image server in the simulated world: the real NBD session on simulated streams, over a store that crashes.
 
 import { NbdSession, type Transport } from '../server/nbd-session.js';
-import type { MemoryStore } from './memory-store.js';
+import type { ImageBackend } from './memory-store.js';
 import type { Connection, ServerEnd, SimulatedNetwork } from './network.js';
-import type { World } from './world.js';
+import { Violation, type World } from './world.js';
 
 export type ServerState =
   | 'up'
@@ -18,11 +18,14 @@ const OUTPUT_MAX = 64 * 1024;
 export class SimulatedServer {
   state: ServerState = 'up';
   readonly #sessions = new Set<ServerSession>();
+  /** Counts crashes: what an earlier life has begun has no effect on a later one. */
+  #life = 0;
+  #starting = false;
 
   constructor(
     readonly world: World,
     readonly network: SimulatedNetwork,
-    readonly store: MemoryStore,
+    readonly store: ImageBackend,
   ) {
     network.onAccept = (connection) => this.#accept(connection);
   }
@@ -39,18 +42,34 @@ export class SimulatedServer {
   /** The process, or the whole machine, goes without a word. */
   crash(state: 'down' | 'gone'): void {
     this.world.trace('server', state === 'down' ? 'killed' : 'machine lost');
+    this.#life += 1;
+    this.#starting = false;
     this.state = state;
     for (const session of this.#sessions) session.kill(state);
     this.#sessions.clear();
-    this.store.crash();
+    this.store.crash(state);
     if (state === 'gone') this.network.setMachine(false);
   }
 
+  /** The server comes back; it serves once its store is open. */
   start(): void {
-    if (this.state === 'up') return;
-    this.world.trace('server', 'started');
-    this.state = 'up';
-    this.network.setMachine(true);
+    if (this.state === 'up' || this.#starting) return;
+    this.#starting = true;
+    if (this.state === 'gone') this.network.setMachine(true);
+    this.state = 'down';
+    this.world.promises = true;
+    const life = this.#life;
+    this.store.start().then(
+      () => {
+        if (life !== this.#life) return;
+        this.#starting = false;
+        this.world.trace('server', 'started');
+        this.state = 'up';
+      },
+      (error: unknown) => {
+        if (life === this.#life) this.world.fail(error);
+      },
+    );
   }
 }
 
@@ -69,14 +88,14 @@ class ServerSession implements ServerEnd {
     this.#server = server;
     this.#connection = connection;
     this.#ended = ended;
-    this.#session = new NbdSession(server.store, this.#transport());
+    this.#session = new NbdSession(server.store.exports, this.#transport());
   }
 
   #transport(): Transport {
     const { world } = this.#server;
     const name = `connection ${this.#connection.number}`;
     return {
-      client: { identity: 'anonymous', address: name, tls: false },
+      client: { identity: 'anonymous', address: '192.0.2.1', tls: false },
       tls: 'none',
       send: (bytes, sent) => this.#send(bytes, sent),
       startTls: () => {},
@@ -84,7 +103,10 @@ class ServerSession implements ServerEnd {
         this.#over = true;
         this.#finish();
       },
-      log: (level, message) => world.trace('server', `${name}: ${level}: ${message}`),
+      log: (level, message) => {
+        world.trace('server', `${name}: ${level}: ${message}`);
+        if (message.startsWith('session failed')) world.fail(new Violation('crash', `${name}: ${message}`));
+      },
       wake: () => this.onInput(),
     };
   }

@@ -38,6 +38,8 @@ export class World {
   events = 0;
   /** Folds every event's time and order: two runs of one seed have the same. */
   digest = 0;
+  /** What an event, or a promise in it, has found wrong. */
+  #failure: unknown = null;
   /** Set where a promise may have been resolved or made in this event. */
   promises = false;
   readonly #queue: Timer[] = [];
@@ -79,8 +81,28 @@ export class World {
     this.#stopped = true;
   }
 
-  /** Runs events until `stop()`, or until none are left. */
+  /** Ends the run with this error: for places whose caller would take a throw for something else. */
+  fail(error: unknown): void {
+    this.#failure ??= error;
+    this.#stopped = true;
+  }
+
+  /** Runs `check`; a violation that it throws ends the run. */
+  watch(check: () => void): void {
+    try {
+      check();
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  /** Runs events until `stop()`, or until none are left. Throws what has been found wrong. */
   async run(): Promise<void> {
+    await this.#run();
+    if (this.#failure !== null) throw this.#failure;
+  }
+
+  async #run(): Promise<void> {
     while (!this.#stopped) {
       const next = pop(this.#queue);
       if (next === null) return;
