@@ -209,6 +209,22 @@ export const DATA_CASES: ConformanceCase[] = [
     },
   },
   {
+    name: 'a DMA engine that stops while the next part is still being read ends the command',
+    run: async (pc, rig) => {
+      pattern(0, 4096).copy(rig.disks[0].image);
+      await pc.ready();
+      pc.start(0x25, lba48(0, 1024));
+      await rig.until(() => rig.cable.dmaDirection() === 'in');
+      rig.disks[0].reads.hold();
+      rig.cable.advanceDma(SECTOR);
+      rig.cable.terminateDma();
+      rig.disks[0].reads.release();
+      await pc.ready();
+      assertSuccess(pc.ending());
+      assert.deepEqual((await pc.readPio(0x24, lba48(2000, 300), 300)).data, pattern(2000, 300));
+    },
+  },
+  {
     name: 'a DMA engine may move any even number of bytes at a time',
     run: async (pc, rig) => {
       pattern(0, 1024).copy(rig.disks[0].image);
