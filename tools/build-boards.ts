@@ -21,6 +21,7 @@ const RUNTIME_FILES = [
   'engine.c',
   'engine_aot.c',
   'engine_wasm3.c',
+  'front_end.c',
   'imports.c',
   'net.c',
   'paths.c',

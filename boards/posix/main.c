@@ -3,8 +3,8 @@
 //   ribbon-card --firmware FILE [--firmware FILE] --settings FILE --paths FILE --memory FILE --memory-size BYTES
 //               --doorbell SOCKET --crash FILE [--engine auto|wasm3|aot]
 //
-// Log lines go to standard output, the level's name first. SIGTERM ends the process; the firmware's write log is then
-// whatever the image server has.
+// Log lines go to standard output, the level's name first. SIGTERM ends the process. SIGUSR1 makes the firmware trap as if the
+// watchdog had ended its step: for tests of what follows.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -144,6 +144,8 @@ void board_front_end_ring(void) {
   doorbell_send(DOORBELL_RING);
 }
 
+void board_front_end_stopped(void) { card.head->running = 0; }
+
 void board_front_end_started(void) {
   shared_memory_announce(card.head, (uint32_t)card.memory_length);
   doorbell_send(DOORBELL_STARTED);
@@ -155,6 +157,11 @@ void board_front_end_started(void) {
 static void on_watchdog(int signal) {
   (void)signal;
   if (engine_watchdog_tick()) engine_watchdog_trap(); // leaves the handler by longjmp: SA_NODEFER
+}
+
+static void on_trap_request(int signal) {
+  (void)signal;
+  engine_watchdog_request();
 }
 
 // Crash record
@@ -269,6 +276,8 @@ static void set_signals(void) {
   sigaction(SIGINT, &action, NULL);
   action = (struct sigaction){.sa_handler = on_watchdog, .sa_flags = SA_NODEFER};
   sigaction(SIGVTALRM, &action, NULL);
+  action = (struct sigaction){.sa_handler = on_trap_request};
+  sigaction(SIGUSR1, &action, NULL);
   const struct timeval interval = {.tv_sec = WATCHDOG_MS / 1000, .tv_usec = WATCHDOG_MS % 1000 * 1000};
   setitimer(ITIMER_VIRTUAL, &(struct itimerval){.it_value = interval, .it_interval = interval}, NULL);
   signal(SIGPIPE, SIG_IGN);

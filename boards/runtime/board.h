@@ -35,8 +35,10 @@ size_t board_settings_read(void *target, size_t capacity);
 /// Tells the front end that the register block holds a new order. Everything stored before must be visible to it first.
 void board_front_end_ring(void);
 
-/// Tells the front end that the card has started, or started again, and that its shared memory is laid out.
+/// Tells the front end that the firmware takes events: it has started, or started again, and the shared memory is laid out.
 void board_front_end_started(void);
+/// The firmware has ended; the front end keeps what comes now until it is told of the next start.
+void board_front_end_stopped(void);
 
 // The board calls engine_watchdog_tick() every second or so of processor time, from an interrupt or a signal (engine.h).
 

@@ -30,6 +30,7 @@ const uint8_t *engine_firmware_hash(void) { return engine.hash; }
 
 _Noreturn void engine_trap(enum trap_kind kind, uint32_t line, uint32_t column, const char *text) {
   engine.running = false;
+  engine.watchdog_pending = false;
   engine.trap.kind = kind;
   engine.trap.line = line;
   engine.trap.column = column;
@@ -47,7 +48,10 @@ void *engine_bytes(uint32_t address, uint32_t length) {
   return engine.memory.data + address;
 }
 
-void engine_import_enter(void) { engine.in_import = true; }
+void engine_import_enter(void) {
+  if (engine.watchdog_pending) engine_watchdog_trap();
+  engine.in_import = true;
+}
 
 void engine_import_leave(void) {
   engine.in_import = false;
@@ -61,6 +65,8 @@ bool engine_watchdog_tick(void) {
   if (engine.in_import) engine.watchdog_pending = true;
   return !engine.in_import;
 }
+
+void engine_watchdog_request(void) { engine.watchdog_pending = true; }
 
 _Noreturn void engine_watchdog_trap(void) { engine_trap(TRAP_WATCHDOG, 0, 0, "a step did not end in time"); }
 
@@ -82,7 +88,6 @@ static uint32_t call_backend(enum call call, const uint8_t *wasm, size_t length)
 
 static bool guarded_call(enum call call, const uint8_t *wasm, size_t length, uint32_t *result, struct trap *trap) {
   engine.in_import = false;
-  engine.watchdog_pending = false;
   if (setjmp(engine.guard) != 0) {
     *trap = engine.trap;
     return false;

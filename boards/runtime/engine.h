@@ -81,5 +81,7 @@ void engine_import_leave(void);
 /// at its end.
 bool engine_watchdog_tick(void);
 _Noreturn void engine_watchdog_trap(void);
+/// From a signal, for tests: the next import that the firmware calls ends in a watchdog trap.
+void engine_watchdog_request(void);
 
 #endif

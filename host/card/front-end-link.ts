@@ -14,6 +14,7 @@ import { DEVICE_DEV, FrontEnd, FrontEndEvent, FrontEndOrder, STATUS_BSY } from '
 const HEAD_MAGIC = 0x4d534252; // "RBSM"
 const HEAD_VERSION = 1;
 const HEAD_SIZE = 32;
+const HEAD_RUNNING = 28;
 
 const BLOCK_SIZE = 80;
 /** Where the copy has its block; the data buffer lies behind it as far as in the card's memory. */
@@ -73,7 +74,11 @@ export class FrontEndLink {
   #file = -1;
   /** Of the block in the file. */
   #offset = 0;
+  #headOffset = 0;
   #postedSequence = 0;
+  /** There is something to post, and the card's firmware is being started again. */
+  #waiting = false;
+  readonly #running = Buffer.alloc(4);
   #waitedFor = -1;
 
   constructor(deviceNumber: 0 | 1) {
@@ -82,12 +87,14 @@ export class FrontEndLink {
     this.frontEnd.onBusyRead = () => this.#waitForOrder();
   }
 
-  /** The card has set up the block at `offset` of `file`. Follow with `frontEnd.powerOn()` when it has been off. */
-  attach(file: number, offset: number): void {
+  /** The card whose head is at `headOffset` of `file` has set up the block at `offset`. Follow with `frontEnd.powerOn()` when it has been off. */
+  attach(file: number, headOffset: number, offset: number): void {
     this.#file = file;
+    this.#headOffset = headOffset;
     this.#offset = offset;
     // The block's description is the card's, the sequences and registers go on from what this side has.
     readSync(file, this.#copy, COPY_BASE, EVENT_SEQUENCE, offset);
+    if (this.#waiting) this.#post();
   }
 
   detach(): void {
@@ -152,6 +159,9 @@ export class FrontEndLink {
   /** Gives the card what the PC has changed since the last event. */
   #post(): void {
     if (this.#file < 0) return;
+    readSync(this.#file, this.#running, 0, 4, this.#headOffset + HEAD_RUNNING);
+    this.#waiting = this.#running[0] === 0;
+    if (this.#waiting) return;
     const copy = this.#copy;
     const sequence = copy.readUInt32LE(EVENT_SEQUENCE);
     if (sequence === this.#postedSequence) {

@@ -218,7 +218,9 @@ export abstract class RemoteCard implements Card {
     if (launch === null) return;
     if (this.#file < 0) this.#file = openSync(launch.memoryFile, 'r+');
     this.#head = this.#readHead();
-    if (this.#head !== null) this.#link.attach(this.#file, this.#head.linearOffset + this.#head.frontEndOffset);
+    if (this.#head !== null) {
+      this.#link.attach(this.#file, launch.headOffset, this.#head.linearOffset + this.#head.frontEndOffset);
+    }
   }
 
   #release(): void {
