@@ -10,7 +10,6 @@ interface Row {
   bytes: number;
 }
 
-const LIBRARY = "AssemblyScript's library";
 const FRAMES = 'function headers';
 
 /** Three tables: folders and the rest of the module, files, functions. */
@@ -18,7 +17,7 @@ export function formatSizes({ wasm, module, sourceMap }: Firmware): string {
   const byFile = sizeByFile(module, new SourceMap(JSON.parse(sourceMap)));
   const byFolder = new Map<string, number>();
   for (const [file, bytes] of byFile) {
-    const folder = file.startsWith('assembly/') ? file.slice(0, file.lastIndexOf('/')) : file;
+    const folder = file.includes('/') ? file.slice(0, file.lastIndexOf('/')) : file;
     byFolder.set(folder, (byFolder.get(folder) ?? 0) + bytes);
   }
   const whole = [
@@ -39,18 +38,23 @@ export function formatSizes({ wasm, module, sourceMap }: Firmware): string {
 export function sizeByFile(module: Module, sourceMap: SourceMap): Map<string, number> {
   const sizes = new Map<string, number>();
   let attributed = 0;
-  for (const { code, end } of module.functions) {
+  for (const { name, code, end } of module.functions) {
+    let file = fileOfFunction(name);
     code.forEach(({ offset }, i) => {
       const bytes = (code[i + 1]?.offset ?? end) - offset;
       const entry = sourceMap.findEntry(0, offset);
-      const source = 'originalSource' in entry ? entry.originalSource : LIBRARY;
-      const file = /assembly\/.*/.exec(source)?.[0];
-      const name = file === undefined || source.includes('~lib') ? LIBRARY : file;
-      sizes.set(name, (sizes.get(name) ?? 0) + bytes);
+      // What the optimiser made up has no place in a source: it goes with what stands before it.
+      if ('originalSource' in entry) file = /(?:~lib|assembly)\/.*/.exec(entry.originalSource)?.[0] ?? file;
+      sizes.set(file, (sizes.get(file) ?? 0) + bytes);
       attributed += bytes;
     });
   }
   return sizes.set(FRAMES, module.codeBytes - attributed);
+}
+
+/** `assembly/nbd/client/nbdStep` is a function of `assembly/nbd/client.ts`. */
+function fileOfFunction(name: string): string {
+  return name.includes('/') ? `${name.slice(0, name.lastIndexOf('/'))}.ts` : 'start function';
 }
 
 function rows(sizes: Map<string, number>): Row[] {
