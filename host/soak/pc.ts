@@ -170,7 +170,7 @@ export class SimulatedPc {
 
   /** Waits until `condition` holds: woken by interrupts and DMA requests, or by polling. */
   *#until(condition: () => boolean, polled = this.#polled): Program {
-    let pollUs = 2;
+    let pollUs = Math.max(2, this.#scenario.reactionUs);
     while (!condition()) {
       const overdueUs = this.#overdueUs();
       if (overdueUs <= this.#world.nowUs) this.#failOverdue();

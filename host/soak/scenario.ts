@@ -273,7 +273,10 @@ function drawData(random: Random, habits: Habits, sectors: number, next: number)
   let lba = random.below(sectors - count + 1);
   if (random.chance(habits.hot)) lba = Math.min(habits.hotFrom + random.below(habits.hotCount), sectors - count);
   if (random.chance(habits.sequential) && next + count <= sectors) lba = next;
-  const operation: DataOperation = { kind, lba, count, transfer: random.pick(habits.transfers), addressing };
+  const drawn = random.pick(habits.transfers);
+  // Thousands of blocks of one sector are many events and show nothing that a hundred do not.
+  const transfer = drawn === 'pio' && count > 256 ? 'multiple' : drawn;
+  const operation: DataOperation = { kind, lba, count, transfer, addressing };
   if (kind !== 'verify' && random.chance(habits.cuts)) {
     const how = operation.transfer === 'dma' && random.chance(0.5) ? 'stop-dma' : 'reset';
     operation.cut = { how, afterBytes: 2 * random.below(count * (SECTOR_SIZE / 2)) };
