@@ -37,6 +37,7 @@ import {
   nbdRead,
   nbdRelease,
   nbdSetPiece,
+  nbdSilentMs,
   nbdState,
   nbdUp,
 } from '../nbd/client';
@@ -195,10 +196,12 @@ export function volumePrefetch(lba: u64, count: u32): void {
   fetch(<u32>lba / SECTORS_PER_BLOCK, lastBlock(<u32>lba, <u32>(end - lba)) + 1);
 }
 
-/** Milliseconds until the current request times out, 0xFFFFFFFF when it does not. */
+/** Milliseconds until the current request times out, 0xFFFFFFFF when there is none. A server that moves bytes is waited for;
+ * one that has gone silent is out of reach, whether or not the connection has noticed. */
 export function volumeTimeoutMs(): u32 {
-  if (state != VolumeState.PENDING || nbdUp() || MUTANT == Mutant.NO_TIME_OUT) return 0xffffffff;
-  const waited = clock_ms() - requestStartedMs;
+  if (state != VolumeState.PENDING || MUTANT == Mutant.NO_TIME_OUT) return 0xffffffff;
+  let waited = clock_ms() - requestStartedMs;
+  if (nbdUp()) waited = min(waited, nbdSilentMs());
   return waited >= settings.offlineReadTimeoutMs ? 0 : settings.offlineReadTimeoutMs - waited;
 }
 

@@ -148,7 +148,7 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
     settings: {
       ...DEFAULT_SETTINGS,
       exportName: EXPORT_NAME,
-      offlineReadTimeoutMs: random.pick([2_000, 5_000, 20_000, 20_000]),
+      offlineReadTimeoutMs: random.pick([5_000, 10_000, 20_000, 20_000]),
       epochAgeMs: random.pick([50, 300, 1_000, 1_000, 5_000]),
       epochSizeBytes: random.pick([16 << 10, 128 << 10, 512 << 10, 4 << 20]),
     },
@@ -158,7 +158,7 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
     storeKind,
     store: {
       commitUs: random.pick([0, 200, 5 * MS, 100 * MS]),
-      commitJitterUs: random.pick([0, 500, 20 * MS, 1 * SECOND]),
+      commitJitterUs: random.pick([0, 500, 20 * MS, 500 * MS]),
     },
     interruptUs: random.pick([1, 10, 100]),
     pcBytesPerSecond: random.pick([3_300_000, 16_700_000, 100_000_000]),
