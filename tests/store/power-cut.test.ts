@@ -51,7 +51,7 @@ async function workload(medium: Medium, model: Model, random: () => number, opti
       const writes = 2 + pick(14);
       for (let write = 0; write < writes; write++) {
         const first = pick(BLOCKS);
-        const count = 1 + pick(Math.min(10, BLOCKS - first));
+        const count = 1 + pick(Math.min(random() < 0.2 ? 40 : 10, BLOCKS - first));
         if (random() < 0.12) {
           const zeroed = Math.min(BLOCKS - first, 1 + pick(90));
           await opened.zero(first * BLOCK, zeroed * BLOCK);
