@@ -115,7 +115,7 @@ export class MerkleStore implements ImageBackend {
     this.#commits = [];
     // As it stands now, in one piece: nothing may have changed but what was reported.
     const blocks = await this.newest();
-    this.#world.watch(() => this.#watcher.committed(head, blocks));
+    this.#world.watch(() => this.#watcher.reopened(blocks));
   }
 
   async newest(): Promise<Blocks> {
