@@ -249,6 +249,12 @@ test(
       certificates(foreign);
       fs.copyFileSync(path.join(folder, 'ca-cert.pem'), path.join(foreign, 'ca-cert.pem'));
       await assert.rejects(run('nbdinfo', ['--size', x509('tls', foreign)]), "another authority's certificate");
+      // A name that is known, with a cipher suite that its key cannot serve: OpenSSL goes on without the key.
+      const before = tlsLogs.length;
+      await run(process.execPath, ['-e', NAME_WITHOUT_KEY, String(port)]).catch(() => {});
+      for (let wait = 0; tlsLogs.length === before && wait < 100; wait++)
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      assert.match(tlsLogs.slice(before).join('\n'), /TLS: /, 'a name without its key');
       assert.ok(
         tlsLogs.some((it) => /TLS/.test(it)),
         'refusals are in the log',
@@ -281,3 +287,20 @@ function certificates(target: string): void {
     done`;
   execFileSync('sh', ['-ec', script], { cwd: target, stdio: 'ignore' });
 }
+
+/** A client in a process of its own: it offers the name "card" with a wrong key and a suite that does not go with keys. */
+const NAME_WITHOUT_KEY = `
+  const net = require('net'), tls = require('tls');
+  const socket = net.connect(Number(process.argv[1]), '127.0.0.1');
+  let seen = 0;
+  socket.on('data', function data(bytes) {
+    seen += bytes.length;
+    if (seen === 18) socket.write(Buffer.from('0000000349484156454f50540000000500000000', 'hex'));
+    if (seen !== 38) return;
+    socket.removeListener('data', data);
+    const inner = tls.connect({ socket, rejectUnauthorized: false, minVersion: 'TLSv1.3',
+      ciphers: 'TLS_AES_256_GCM_SHA384:PSK-AES128-GCM-SHA256', pskCallback: () => ({ identity: 'card', psk: Buffer.alloc(32, 1) }) });
+    inner.on('error', () => process.exit(1));
+    inner.on('close', () => process.exit(1));
+    inner.on('secureConnect', () => setTimeout(() => process.exit(0), 500));
+  });`;
