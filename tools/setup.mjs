@@ -86,7 +86,8 @@ function npmPackagesMatch() {
 /** TypeScript to build/. The tests run with type errors too, and report them. */
 async function compile(goal) {
   const sources = [...files('host'), ...files('tools'), ...files('tests'), 'tsconfig.json', 'package-lock.json'];
-  const tsc = [process.execPath, path.join('node_modules', 'typescript', 'bin', 'tsc'), '-b'];
+  // Not -b, which goes by the time of files: one that was put back in an older version would count as compiled.
+  const tsc = [process.execPath, path.join('node_modules', 'typescript', 'bin', 'tsc'), '-p', '.'];
   await ifChanged('compile', sources, ['build/host/main.js', 'build/tools/test.js'], async () => {
     try {
       await runStep('compiling', tsc);
