@@ -28,6 +28,8 @@ export interface QemuCardOptions extends RemoteCardOptions {
   fallbackFirmware?: string;
   /** The SD card's image; kept when the card is switched off. Without it the card has an empty one of its own. */
   sdImage?: string;
+  /** Changes the flash before the card is switched on for the first time: for tests of damage. */
+  prepareFlash?: (flash: Buffer) => void;
   /** Counts instructions instead of time: `-icount shift=0`. */
   countInstructions?: boolean;
 }
@@ -56,7 +58,11 @@ export class QemuCard extends RemoteCard {
   protected override async prepare(): Promise<Launch> {
     const options = this.#options;
     const file = (name: string): string => join(this.folder, name);
-    if (!existsSync(file('flash'))) writeFileSync(file('flash'), await this.#flash(), { mode: 0o600 });
+    if (!existsSync(file('flash'))) {
+      const flash = await this.#flash();
+      options.prepareFlash?.(flash);
+      writeFileSync(file('flash'), flash, { mode: 0o600 });
+    }
     const sd = options.sdImage ?? file('sd');
     if (!existsSync(sd)) {
       writeFileSync(sd, '');
