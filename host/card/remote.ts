@@ -45,6 +45,12 @@ export interface Launch {
   startTimeoutMs: number;
 }
 
+/** Cards that have a process or files: what is left of them when this process ends is taken along. */
+const present = new Set<RemoteCard>();
+process.on('exit', () => {
+  for (const card of present) card.discard();
+});
+
 export abstract class RemoteCard implements Card {
   readonly frontEnd: FrontEnd;
   onLog: (level: LogLevel, line: string) => void = () => {};
@@ -70,6 +76,7 @@ export abstract class RemoteCard implements Card {
     this.#link.onRing = () => this.#socket?.write(RING);
     this.#link.onNonsense = (error) => this.onCrash(error);
     this.folder = mkdtempSync(join(sharedMemoryFolder(), 'ribbon-card-'));
+    present.add(this);
   }
 
   /** Writes what the process needs into `folder`. */
@@ -121,8 +128,15 @@ export abstract class RemoteCard implements Card {
     this.#process?.kill('SIGTERM');
     await this.#ended;
     this.#release();
-    rmSync(this.folder, { recursive: true, force: true });
+    this.discard();
     return left;
+  }
+
+  /** Leaves nothing behind, at once. */
+  discard(): void {
+    present.delete(this);
+    this.#process?.kill('SIGKILL');
+    rmSync(this.folder, { recursive: true, force: true });
   }
 
   /** Power cut: the process is killed where it stands. start() powers it on again, with the local store as it was left. */
