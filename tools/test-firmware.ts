@@ -1,10 +1,10 @@
 // Runs firmware specs with as-pect: `npm run test:firmware [-- SPEC…]`; without arguments all of assembly/**/*.spec.ts.
 
-import { spawn } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { stripVTControlCharacters } from 'node:util';
+import { runNode } from './run-node.js';
 
 const ROOT = resolve(fileURLToPath(import.meta.url), '../../..');
 
@@ -26,33 +26,17 @@ export function findSpecs(): string[] {
 }
 
 /** Compiles and runs one spec in a process of its own: a trap or an endless loop of one does not take the others along. */
-export function runSpec(spec: string, timeoutMs = 120_000): Promise<SpecResult> {
-  const asp = join(ROOT, 'node_modules/@as-pect/cli/bin/asp.js');
+export async function runSpec(spec: string, timeoutMs = 120_000): Promise<SpecResult> {
+  const asp = 'node_modules/@as-pect/cli/bin/asp.js';
   const options = ['--config', 'build/tests/as-pect/config.js', '--as-config', 'tests/as-pect/asconfig.json'];
-  const child = spawn(process.execPath, [asp, ...options, spec], {
-    cwd: ROOT,
-    stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: timeoutMs,
-    killSignal: 'SIGKILL',
-  });
-  let output = '';
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.setEncoding('utf8').on('data', (text: string) => {
-      output += text;
-    });
-  }
-  return new Promise((resolve) => {
-    child.on('close', (code, signal) => resolve(specResult(spec, stripVTControlCharacters(output), code, signal)));
-  });
+  const { code, output } = await runNode([asp, ...options, spec], ROOT, timeoutMs);
+  return specResult(spec, stripVTControlCharacters(output), code);
 }
 
 /** Reads the line of tests/as-pect/reporter.ts. Without it the spec did not compile or did not end. */
-function specResult(spec: string, output: string, code: number | null, signal: string | null): SpecResult {
+function specResult(spec: string, output: string, code: number): SpecResult {
   const summary = /^# .*: (\d+) passed, (\d+) failed$/m.exec(output);
-  if (summary === null) {
-    const why = signal === null ? '' : `killed by ${signal}: it did not end in time\n`;
-    return { spec, passed: 0, failed: 1, output: withoutBanner(output) + why };
-  }
+  if (summary === null) return { spec, passed: 0, failed: 1, output: withoutBanner(output) };
   const passed = Number(summary[1]);
   const failed = Math.max(Number(summary[2]), code === 0 ? 0 : 1);
   return { spec, passed, failed, output: withoutBanner(output.slice(0, summary.index)) };

@@ -86,8 +86,8 @@ export class Network {
     stream.state = CONNECTING;
     const secure = connectTls(plain, stream.path, (message) => this.onError(message));
     if (secure === null) {
-      stream.state = CLOSED;
       plain.destroy();
+      this.#setState(stream, CLOSED);
       return;
     }
     stream.socket = secure;

@@ -82,14 +82,9 @@ export async function buildTarget(target: Target, cacheFolder: string): Promise<
   const key = hash(version, ...target.flags, ...target.linkFlags, ...inputs.map((file) => hashFile(file)));
   const keyFile = `${target.output}.key`;
   if (existsSync(target.output) && existsSync(keyFile) && readFileSync(keyFile, 'utf8') === key) return false;
-  await runOrFail(target.compiler, [
-    ...target.flags,
-    ...objects,
-    ...target.linkFlags,
-    '-o',
-    `${target.output}.partial`,
-  ]);
-  await rename(`${target.output}.partial`, target.output);
+  const partial = `${target.output}.${process.pid}`;
+  await runOrFail(target.compiler, [...target.flags, ...objects, ...target.linkFlags, '-o', partial]);
+  await rename(partial, target.output);
   writeFileSync(keyFile, key);
   return true;
 }
@@ -101,7 +96,7 @@ async function compile(
   flags: string[],
   cacheFolder: string,
 ): Promise<string> {
-  const name = `${basename(file, '.c')}-${hash(version, file, ...flags).slice(0, 16)}`;
+  const name = `${basename(file)}-${hash(version, file, ...flags).slice(0, 16)}`;
   const object = join(cacheFolder, `${name}.o`);
   const recordFile = join(cacheFolder, `${name}.json`);
   if (existsSync(object) && existsSync(recordFile)) {
@@ -110,15 +105,20 @@ async function compile(
     if (fresh) return object;
   }
   await rm(recordFile, { force: true });
-  const dependencyFile = join(cacheFolder, `${name}.d`);
-  await runOrFail(compiler, [...flags, '-c', file, '-MD', '-MF', dependencyFile, '-o', object]);
+  // Two processes may compile the same file at once: each under a name of its own until it is whole.
+  const dependencyFile = join(cacheFolder, `${name}.${process.pid}.d`);
+  const partial = join(cacheFolder, `${name}.${process.pid}.o`);
+  await runOrFail(compiler, [...flags, '-c', file, '-MD', '-MF', dependencyFile, '-o', partial]);
+  await rename(partial, object);
   const text = readFileSync(dependencyFile, 'utf8').replace(/\\\n/g, ' ');
   const paths = text
     .slice(text.indexOf(':') + 1)
     .trim()
     .split(/\s+/);
   const dependencies = Object.fromEntries(paths.map((path) => [path, hashFile(path)]));
-  writeFileSync(recordFile, JSON.stringify({ dependencies } satisfies ObjectRecord));
+  const partialRecord = `${recordFile}.${process.pid}`;
+  writeFileSync(partialRecord, JSON.stringify({ dependencies } satisfies ObjectRecord));
+  await rename(partialRecord, recordFile);
   await rm(dependencyFile);
   fileHashes.delete(object);
   return object;

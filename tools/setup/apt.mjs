@@ -1,0 +1,118 @@
+// The Debian packages that Ribbon uses, each with its reason, and their installation when they are missing.
+
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import process from 'node:process';
+import { runStep, SetupFailure } from './steps.mjs';
+
+/** `for`: "start" is what `npm start` needs; `npm test` needs all. */
+export const APT_PACKAGES = [
+  { name: 'seabios', for: 'start', reason: 'the BIOS and video BIOS of the simulated PC' },
+  { name: 'syslinux', for: 'start', reason: 'boot loader of the demo image' },
+  { name: 'syslinux-common', for: 'start', reason: 'master boot record of the demo image' },
+  { name: 'mtools', for: 'start', reason: 'fills the FAT partition of the demo image' },
+  { name: 'dosfstools', for: 'start', reason: 'makes the FAT partition of the demo image' },
+  { name: 'fdisk', for: 'start', reason: 'partitions the demo image' },
+  { name: 'e2fsprogs', for: 'start', reason: 'makes and checks the ext4 partition of the demo image' },
+  { name: 'libnbd-bin', for: 'test', reason: 'nbdinfo and nbdcopy, stock clients of the image server' },
+  { name: 'nbdkit', for: 'test', reason: 'a stock NBD server under the card, peer of the benchmarks' },
+  { name: 'qemu-utils', for: 'test', reason: 'qemu-img and qemu-nbd, stock client and server' },
+  { name: 'fio', for: 'test', reason: 'load for the image server' },
+  { name: 'grub-pc-bin', for: 'test', reason: "GRUB's own disk driver as a PC" },
+  { name: 'gcc', for: 'test', reason: 'compiles the card for Linux' },
+  { name: 'libc6-dev', for: 'test', reason: 'compiles the card for Linux' },
+  { name: 'wabt', for: 'test', reason: 'wasm2c, which compiles the firmware ahead of time' },
+];
+
+/** dpkg's own variables: nothing is put in here. */
+const DPKG_FORMAT = '$' + '{Package} $' + '{db:Status-Status}\\n';
+const LOCK_TIMEOUT_S = 300;
+const INSTALL_OPTIONS = [
+  '--yes',
+  '--no-install-recommends',
+  '-o',
+  `DPkg::Lock::Timeout=${LOCK_TIMEOUT_S}`,
+  '-o',
+  'Acquire::Retries=3',
+  '-o',
+  'APT::Status-Fd=3',
+];
+const ENVIRONMENT = { DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C' };
+
+/** Installs what is missing. Where that is not possible, says what is missing and what still works, and goes on. */
+export async function ensureAptPackages(goal) {
+  const wanted = APT_PACKAGES.filter((it) => it.for === 'start' || goal === 'test');
+  const missing = missingPackages(wanted.map(({ name }) => name));
+  if (missing === null) {
+    warn('this is not a Debian system', wanted, goal);
+  } else if (missing.length > 0) {
+    const packages = wanted.filter(({ name }) => missing.includes(name));
+    if (process.getuid?.() !== 0) warn('only root can install packages', packages, goal);
+    else await install(missing);
+  }
+}
+
+/** Those of `names` that are not installed; null when there is no dpkg. */
+function missingPackages(names) {
+  try {
+    const query = ['-W', '-f', DPKG_FORMAT, ...names];
+    return notInstalled(names, execFileSync('dpkg-query', query, { stdio: ['ignore', 'pipe', 'ignore'] }));
+  } catch (error) {
+    if (error.code === 'ENOENT' || !fs.existsSync('/usr/bin/apt-get')) return null;
+    // Some are unknown to dpkg: it still lists the others.
+    return notInstalled(names, error.stdout);
+  }
+}
+
+function notInstalled(names, listing) {
+  const lines = String(listing).split('\n');
+  return names.filter((name) => !lines.includes(`${name} installed`));
+}
+
+async function install(names) {
+  const step = `Debian packages (${names.length})`;
+  const command = ['apt-get', 'install', ...INSTALL_OPTIONS, ...names];
+  const options = { environment: ENVIRONMENT, progress: percentOf, uninterruptible: true };
+  if (hasPackageLists()) {
+    try {
+      return await runStep(step, command, options);
+    } catch (error) {
+      if (error.exitCode !== 1) throw error;
+      // The lists may be too old: fetch them and try once more.
+    }
+  }
+  const update = ['apt-get', 'update', '-o', 'Acquire::Retries=3', '-o', `DPkg::Lock::Timeout=${LOCK_TIMEOUT_S}`];
+  await runStep('Debian package lists', update, { environment: ENVIRONMENT });
+  try {
+    await runStep(step, command, options);
+  } catch (error) {
+    throw new SetupFailure(
+      `${error.message}\nInstall them by hand: apt-get install ${names.join(' ')}`,
+      error.exitCode,
+    );
+  }
+}
+
+function hasPackageLists() {
+  try {
+    return fs.readdirSync('/var/lib/apt/lists').some((name) => name.includes('_Packages'));
+  } catch {
+    return false;
+  }
+}
+
+/** apt's status lines: `dlstatus:1:42.5:text` while it downloads, `pmstatus:package:42.5:text` while it installs. */
+function percentOf(line) {
+  const match = /^(dl|pm)status:[^:]*(?::\w+)?:(\d+(?:\.\d+)?):/.exec(line);
+  if (match === null) return null;
+  return Number(match[2]) / 2 + (match[1] === 'pm' ? 50 : 0);
+}
+
+function warn(why, packages, goal) {
+  const lines = packages.map(({ name, reason }) => `  ${name.padEnd(16)} ${reason}`);
+  const works =
+    goal === 'test'
+      ? 'Tests that need them are skipped, with the reason; everything else runs.'
+      : 'What needs only npm still works: the firmware build, `ribbon serve`, `ribbon image`, and `ribbon sim --image FILE`.';
+  process.stderr.write(`setup: Debian packages are missing, and ${why}:\n${lines.join('\n')}\n${works}\n`);
+}

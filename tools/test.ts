@@ -1,0 +1,199 @@
+// Runs every test: `npm test [-- --only TEXT]`. What it runs:
+//
+//   lint         biome over the whole tree
+//   types        the TypeScript compiler
+//   firmware     assembly/**/*.spec.ts with as-pect
+//   host         *.test.ts with node:test, each file in a process of its own, two at a time
+//   alone        *.alone.test.ts: files that boot PCs or measure, one at a time, with the demo image built
+//
+// The last line is `N passed, M failed`. Skipped tests are listed with their reasons; one without a reason fails.
+
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { availableParallelism, tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { endRuns, runNode } from './run-node.js';
+import { findSpecs, runSpec } from './test-firmware.js';
+import type { TestRecord } from './test-reporter.js';
+
+const ROOT = resolve(fileURLToPath(import.meta.url), '../../..');
+/** Nothing should take a tenth of it; a file that does not end must not stop the others. */
+const FILE_TIMEOUT_MS = 300_000;
+const SLOWEST_SHOWN = 8;
+
+interface Result {
+  passed: number;
+  failed: number;
+  skipped: string[];
+  /** What a person needs to see of the failures. */
+  output: string;
+}
+
+interface Task {
+  suite: 'lint' | 'types' | 'firmware' | 'host' | 'alone';
+  name: string;
+  run(): Promise<Result>;
+}
+
+interface Finished extends Result {
+  task: Task;
+  seconds: number;
+}
+
+function allTasks(): Task[] {
+  const biome = ['node_modules/@biomejs/biome/bin/biome', 'check', '--max-diagnostics=200'];
+  const tests = ['host', 'tools', 'tests'].flatMap(findTests);
+  const alone = tests.filter((file) => file.endsWith('.alone.test.ts'));
+  return [
+    { suite: 'lint', name: 'biome', run: () => runTool(biome) },
+    { suite: 'types', name: 'tsc', run: () => runTool(['node_modules/typescript/bin/tsc', '-b']) },
+    ...findSpecs().map((spec): Task => ({ suite: 'firmware', name: spec, run: () => runFirmwareSpec(spec) })),
+    ...tests
+      .filter((file) => !alone.includes(file))
+      .map((file): Task => ({ suite: 'host', name: file, run: () => runTestFile(file) })),
+    ...alone.map((file): Task => ({ suite: 'alone', name: file, run: () => runTestFile(file) })),
+  ];
+}
+
+/** Test files by their sources: build/ may still hold what is no longer there. */
+function findTests(folder: string): string[] {
+  return readdirSync(join(ROOT, folder), { recursive: true, encoding: 'utf8' })
+    .filter((file) => file.endsWith('.test.ts'))
+    .map((file) => join(folder, file))
+    .sort();
+}
+
+/** A program whose exit status says all. */
+async function runTool(command: string[]): Promise<Result> {
+  const { code, output } = await runNode(command, ROOT, FILE_TIMEOUT_MS);
+  return { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1, skipped: [], output };
+}
+
+async function runFirmwareSpec(spec: string): Promise<Result> {
+  const { passed, failed, output } = await runSpec(spec, FILE_TIMEOUT_MS);
+  return { passed, failed, skipped: [], output };
+}
+
+async function runTestFile(file: string): Promise<Result> {
+  const compiled = join('build', file.replace(/\.ts$/, '.js'));
+  if (!existsSync(join(ROOT, compiled))) {
+    return { passed: 0, failed: 1, skipped: [], output: `${compiled} is missing: it does not compile` };
+  }
+  const folder = mkdtempSync(join(tmpdir(), 'ribbon-test-'));
+  try {
+    const report = join(folder, 'report');
+    const reporter = ['--test-reporter', join(ROOT, 'build/tools/test-reporter.js')];
+    const options = ['--enable-source-maps', ...reporter, '--test-reporter-destination', report];
+    const { code, output } = await runNode([...options, compiled], ROOT, FILE_TIMEOUT_MS);
+    return testFileResult(readRecords(report), code, output);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+function readRecords(file: string): TestRecord[] {
+  if (!existsSync(file)) return [];
+  const lines = readFileSync(file, 'utf8').split('\n');
+  return lines.filter((line) => line !== '').map((line) => JSON.parse(line) as TestRecord);
+}
+
+/** Adds up the records. A file that ran nothing, or ended badly without saying which test failed, is a failure too. */
+function testFileResult(records: TestRecord[], code: number, printed: string): Result {
+  const failures = records.filter(({ outcome }) => outcome === 'failed');
+  const texts = failures.map(({ name, text }) => `not ok: ${name}\n${indent(text)}`);
+  if (records.length === 0) texts.push('not ok: no test ran');
+  else if (failures.length === 0 && code !== 0) texts.push(`not ok: the file ended with status ${code}`);
+  if (texts.length > 0 && printed !== '') texts.push(`printed:\n${indent(printed)}`);
+  return {
+    passed: records.filter(({ outcome }) => outcome === 'passed').length,
+    failed: Math.max(failures.length, texts.length > 0 ? 1 : 0),
+    skipped: records.filter(({ outcome }) => outcome === 'skipped').map(({ name, text }) => `${name}: ${text}`),
+    output: texts.join('\n'),
+  };
+}
+
+function indent(text: string): string {
+  return text.trimEnd().replace(/^/gm, '    ');
+}
+
+/** Runs tasks, `width` at a time, in order. */
+async function runPool(tasks: Task[], width: number, finished: Finished[]): Promise<void> {
+  const queue = [...tasks];
+  const worker = async (): Promise<void> => {
+    for (let task = queue.shift(); task !== undefined; task = queue.shift()) {
+      const started = performance.now();
+      const result = await task.run();
+      const one = { ...result, task, seconds: (performance.now() - started) / 1000 };
+      finished.push(one);
+      showFinished(one);
+    }
+  };
+  await Promise.all(Array.from({ length: width }, worker));
+}
+
+function showFinished({ task, passed, failed, skipped, output, seconds }: Finished): void {
+  const mark = failed === 0 ? 'ok    ' : 'FAILED';
+  const counts = `${passed} passed${failed > 0 ? `, ${failed} failed` : ''}${skippedText(skipped.length)}`;
+  process.stdout.write(`${mark} ${seconds.toFixed(1).padStart(6)} s  ${task.suite}: ${task.name}: ${counts}\n`);
+  if (failed > 0) process.stdout.write(`${indent(output)}\n`);
+}
+
+function skippedText(count: number): string {
+  return count > 0 ? `, ${count} skipped` : '';
+}
+
+function showSummary(finished: Finished[], seconds: number): void {
+  const lines: string[] = [];
+  const slowest = [...finished].sort((a, b) => b.seconds - a.seconds).slice(0, SLOWEST_SHOWN);
+  if (finished.length > SLOWEST_SHOWN) {
+    lines.push('', 'slowest:', ...slowest.map((it) => `  ${it.seconds.toFixed(1).padStart(6)} s  ${it.task.name}`));
+  }
+  const skips = finished.flatMap(({ task, skipped }) => skipped.map((text) => `  ${task.name}: ${text}`));
+  if (skips.length > 0) lines.push('', 'skipped:', ...skips);
+  const failures = finished.filter(({ failed }) => failed > 0);
+  if (failures.length > 0) lines.push('', 'failed:', ...failures.map(({ task }) => `  ${task.name}`));
+  lines.push('', 'suite      passed  failed  skipped  seconds');
+  for (const suite of new Set(finished.map(({ task }) => task.suite))) {
+    const own = finished.filter(({ task }) => task.suite === suite);
+    const cells = [sum(own, 'passed'), sum(own, 'failed'), own.flatMap(({ skipped }) => skipped).length];
+    const time = own.reduce((total, it) => total + it.seconds, 0).toFixed(0);
+    lines.push(`${suite.padEnd(9)} ${cells.map((cell) => String(cell).padStart(7)).join(' ')} ${time.padStart(9)}`);
+  }
+  lines.push('', `${seconds.toFixed(0)} seconds`);
+  lines.push(`${sum(finished, 'passed')} passed, ${sum(finished, 'failed')} failed`);
+  process.stdout.write(`${lines.join('\n')}\n`);
+}
+
+function sum(results: Result[], field: 'passed' | 'failed'): number {
+  return results.reduce((total, result) => total + result[field], 0);
+}
+
+async function main(words: string[]): Promise<void> {
+  const only = words[0] === '--only' ? words[1] : undefined;
+  if (words.length > 0 && (only === undefined || words.length > 2)) {
+    process.stderr.write('usage: npm test [-- --only TEXT]: TEXT is a part of "suite: name"\n');
+    process.exitCode = 2;
+    return;
+  }
+  const tasks = allTasks().filter(({ suite, name }) => only === undefined || `${suite}: ${name}`.includes(only));
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.on(signal, () => {
+      endRuns();
+      process.exit(130);
+    });
+  }
+  const started = performance.now();
+  const finished: Finished[] = [];
+  const alone = tasks.filter(({ suite }) => suite === 'alone');
+  await runPool(
+    tasks.filter((task) => !alone.includes(task)),
+    Math.min(2, availableParallelism()),
+    finished,
+  );
+  await runPool(alone, 1, finished);
+  showSummary(finished, (performance.now() - started) / 1000);
+  if (tasks.length === 0) process.stderr.write(`no test's name has "${only}" in it\n`);
+  if (tasks.length === 0 || sum(finished, 'failed') > 0) process.exitCode = 1;
+}
+
+await main(process.argv.slice(2));
