@@ -108,6 +108,68 @@ export async function buildPosix(root: string, options: PosixBuild): Promise<boo
   );
 }
 
+export interface ZynqBuild {
+  firmwares: string[];
+  /** A folder of boards/zynq/boards/. */
+  board: string;
+  ddrMegabytes: number;
+  output: string;
+}
+
+export async function buildZynq(root: string, options: ZynqBuild): Promise<boolean> {
+  const common = await commonSources(root, options.firmwares);
+  const lwip = join(await fetchBoardDependency(root, 'lwip'), 'src');
+  const runtime = join(root, 'boards', 'runtime');
+  const zynq = join(root, 'boards', 'zynq');
+  const script = join(zynq, 'zynq.ld');
+  const listC = (folder: string): string[] =>
+    readdirSync(folder)
+      .filter((file) => /\.[cS]$/.test(file))
+      .sort()
+      .map((file) => join(folder, file));
+  const includes = [
+    ...common.includes,
+    `-isystem${join(lwip, 'include')}`,
+    `-I${join(zynq, 'lwip')}`,
+    `-I${zynq}`,
+    `-I${join(zynq, 'boards', options.board)}`,
+  ];
+  const core = ['-mcpu=cortex-a9', '-mthumb', '-mfpu=neon', '-mfloat-abi=hard'];
+  const flags = [...core, '-std=c11', '-D_GNU_SOURCE', '-O2', '-g', '-ffunction-sections', '-fdata-sections'];
+  return buildTarget(
+    {
+      compiler: 'arm-none-eabi-gcc',
+      flags,
+      sources: [
+        // Interrupt handlers save no floating point registers: no driver may touch them.
+        { files: listC(zynq), flags: [...includes, ...WARNINGS, '-mgeneral-regs-only'] },
+        { files: [join(runtime, 'transport_lwip.c')], flags: [...includes, ...WARNINGS] },
+        ...common.sources,
+        {
+          files: [
+            ...listC(join(lwip, 'core')),
+            ...listC(join(lwip, 'core', 'ipv4')),
+            join(lwip, 'netif', 'ethernet.c'),
+          ],
+          flags: [...includes, '-w'],
+        },
+      ],
+      linkFlags: [
+        '-nostartfiles',
+        `-T${script}`,
+        `-Wl,--defsym=DDR_SIZE=${options.ddrMegabytes}M`,
+        '-Wl,--gc-sections',
+        '-Wl,--no-warn-rwx-segments',
+        `-Wl,-Map=${options.output}.map`,
+        '-lm',
+      ],
+      linkInputs: [script],
+      output: options.output,
+    },
+    join(root, 'build', 'boards', 'objects'),
+  );
+}
+
 export const FIRMWARE_FILE = join('build', 'firmware', 'firmware.wasm');
 
 const TARGETS: Record<string, (root: string, firmwares: string[]) => Promise<string>> = {
@@ -119,6 +181,11 @@ const TARGETS: Record<string, (root: string, firmwares: string[]) => Promise<str
   'posix-sanitized': async (root, firmwares) => {
     const output = join(root, 'build', 'boards', 'ribbon-card-sanitized');
     await buildPosix(root, { firmwares, sanitized: true, output });
+    return output;
+  },
+  zynq: async (root, firmwares) => {
+    const output = join(root, 'build', 'boards', 'ribbon-card-qemu.elf');
+    await buildZynq(root, { firmwares, board: 'qemu', ddrMegabytes: 64, output });
     return output;
   },
 };

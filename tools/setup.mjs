@@ -21,7 +21,7 @@ const NODE_VERSION_MIN = 20;
 /** What each finished step was made from: { step: hash }. */
 const STAMPS = path.join(ROOT, 'build', 'setup.json');
 
-async function main([goal = 'build', ...args]) {
+async function setUp(goal) {
   if (!['start', 'test', 'build'].includes(goal)) throw new SetupFailure(`there is no "${goal}": start, test or build`);
   checkNode();
   process.chdir(ROOT);
@@ -34,8 +34,6 @@ async function main([goal = 'build', ...args]) {
   } finally {
     releaseLock(lock);
   }
-  if (goal === 'start') await run('build/host/main.js', ['sim', ...args]);
-  if (goal === 'test') await run('build/tools/test.js', args);
 }
 
 function checkNode() {
@@ -127,7 +125,12 @@ function readJson(file) {
   }
 }
 
-main(process.argv.slice(2)).catch((error) => {
+const [goal = 'build', ...args] = process.argv.slice(2);
+try {
+  await setUp(goal);
+} catch (error) {
   process.stderr.write(`setup: ${error instanceof SetupFailure ? error.message : error.stack}\n`);
-  process.exitCode = error.exitCode ?? 1;
-});
+  process.exit(error.exitCode ?? 1);
+}
+if (goal === 'start') await run('build/host/main.js', ['sim', ...args]);
+if (goal === 'test') await run('build/tools/test.js', args);

@@ -3,14 +3,15 @@
 //   lint         biome over the whole tree
 //   types        the TypeScript compiler
 //   firmware     assembly/**/*.spec.ts with as-pect
-//   host         *.test.ts with node:test, each file in a process of its own, two at a time
-//   alone        *.alone.test.ts: files that boot PCs or measure, one at a time, with the demo image built
+//   host         *.test.ts with node:test, each file in a process of its own
+//   alone        *.alone.test.ts: files that boot PCs or measure, with nothing else running
 //
+// Two at a time, but the files of one folder one after the other: they share what they build.
 // The last line is `N passed, M failed`. Skipped tests are listed with their reasons; one without a reason fails.
 
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { endRuns, runNode } from './run-node.js';
 import { findSpecs, runSpec } from './test-firmware.js';
@@ -34,6 +35,9 @@ interface Task {
   name: string;
   run(): Promise<Result>;
 }
+
+/** Folders whose tests take long start first, so that the others fill the second core meanwhile. */
+const LONG_FOLDERS = ['tests/boards'];
 
 interface Finished extends Result {
   task: Task;
@@ -116,19 +120,31 @@ function indent(text: string): string {
   return text.trimEnd().replace(/^/gm, '    ');
 }
 
-/** Runs tasks, `width` at a time, in order. */
-async function runPool(tasks: Task[], width: number, finished: Finished[]): Promise<void> {
-  const queue = [...tasks];
+/** Runs lanes of tasks, `width` lanes at a time, each in order. */
+async function runLanes(lanes: Task[][], width: number, finished: Finished[]): Promise<void> {
+  const queue = [...lanes];
   const worker = async (): Promise<void> => {
-    for (let task = queue.shift(); task !== undefined; task = queue.shift()) {
-      const started = performance.now();
-      const result = await task.run();
-      const one = { ...result, task, seconds: (performance.now() - started) / 1000 };
-      finished.push(one);
-      showFinished(one);
+    for (let lane = queue.shift(); lane !== undefined; lane = queue.shift()) {
+      for (const task of lane) {
+        const started = performance.now();
+        const result = await task.run();
+        const one = { ...result, task, seconds: (performance.now() - started) / 1000 };
+        finished.push(one);
+        showFinished(one);
+      }
     }
   };
   await Promise.all(Array.from({ length: width }, worker));
+}
+
+/** Test files of one folder share a lane; everything else has one of its own. */
+function lanesOf(tasks: Task[]): Task[][] {
+  const lanes = new Map<string, Task[]>(LONG_FOLDERS.map((folder) => [folder, []]));
+  for (const task of tasks) {
+    const key = task.suite === 'host' ? dirname(task.name) : task.name;
+    lanes.set(key, [...(lanes.get(key) ?? []), task]);
+  }
+  return [...lanes.values()];
 }
 
 function showFinished({ task, passed, failed, skipped, output, seconds }: Finished): void {
@@ -185,12 +201,9 @@ async function main(words: string[]): Promise<void> {
   const started = performance.now();
   const finished: Finished[] = [];
   const alone = tasks.filter(({ suite }) => suite === 'alone');
-  await runPool(
-    tasks.filter((task) => !alone.includes(task)),
-    Math.min(2, availableParallelism()),
-    finished,
-  );
-  await runPool(alone, 1, finished);
+  const others = tasks.filter((task) => !alone.includes(task));
+  await runLanes(lanesOf(others), Math.min(2, availableParallelism()), finished);
+  await runLanes([alone], 1, finished);
   showSummary(finished, (performance.now() - started) / 1000);
   if (tasks.length === 0) process.stderr.write(`no test's name has "${only}" in it\n`);
   if (tasks.length === 0 || sum(finished, 'failed') > 0) process.exitCode = 1;

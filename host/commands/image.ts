@@ -34,7 +34,7 @@ export function register(program: Command): void {
     .argument('<name>')
     .argument('<file>')
     .action(async (name: string, file: string, options: Options) =>
-      withStore(options, async (store) => store.exportRaw(name, file)),
+      withStore(options, async (store) => store.exportRaw(name, null, file)),
     );
 }
 

@@ -6,7 +6,8 @@
 //   2. It writes to the pieces of reads that are PENDING, to its own arena, and nowhere else.
 //   3. A read from an honest server that is DONE has brought exactly what was written before it was asked for.
 //   4. A write to an honest server that is DONE is in the image.
-//   5. Whatever happened before, with an honest server the link comes up again and every request ends.
+//   5. Whatever happened before, with an honest server the link comes up again and every request ends;
+//      then nothing is left to wait for.
 
 import { compileNbdClient, HEAP_OFFSET, NbdClient, PIECE_SIZE, RequestState } from './nbd-client.js';
 import { SimulatedNetwork } from './nbd-network.js';
@@ -74,6 +75,7 @@ interface Job {
 
 const HEAP_PIECES = 256;
 const STEPS_MAX = 10_000;
+const RECOVERY_STEP = 131_072;
 /** The longest silence time-out is 160 s, the longest back-off 15 s. */
 const RECOVERY_MS_MAX = 400_000;
 /** The client's own memory, and the modules' that it uses; all other memory is watched. */
@@ -175,6 +177,8 @@ class CardLife {
 
   /** The end of a connection, one way or another. */
   #endConnection(): void {
+    // Nobody says that the cable is out: the client must notice.
+    if (this.#network.cut && this.#random.chance(0.5)) return;
     const how = this.#random.below(3);
     if (how === 0) this.#network.breakOff();
     if (how === 1) this.#client.restart(5);
@@ -206,15 +210,26 @@ class CardLife {
     this.#settle();
     if (!this.#client.up) throw new Error('the link does not come up again');
     const { length } = this.#image;
-    for (let offset = 0; offset < length; offset += 131_072) {
-      this.#write(offset, Math.min(131_072, length - offset));
-      this.#settle();
+    for (let offset = 0; offset < length; offset += RECOVERY_STEP) {
+      this.#insist(() => this.#write(offset, Math.min(RECOVERY_STEP, length - offset)));
     }
-    for (let offset = 0; offset < length; offset += 131_072) {
-      this.#read(offset, Math.min(131_072, length - offset));
-      this.#settle();
+    for (let offset = 0; offset < length; offset += RECOVERY_STEP) {
+      this.#insist(() => this.#read(offset, Math.min(RECOVERY_STEP, length - offset)));
     }
+    this.#insist(() => this.#flush());
     if (!this.#expected.equals(this.#image)) throw new Error('what was written is not in the image');
+    if (this.#client.timeoutMs() !== 0xffffffff) throw new Error('a timer runs although nothing is outstanding');
+  }
+
+  /** Asks again what was lost with the last connection that nobody had noticed to be cut. */
+  #insist(ask: () => void): void {
+    for (let tries = 0; tries < 3; tries++) {
+      const lost = this.#report.requestsLost;
+      ask();
+      this.#settle();
+      if (this.#report.requestsLost === lost) return;
+    }
+    throw new Error('requests are lost again and again');
   }
 
   /** Until the link is up and nothing is outstanding. */

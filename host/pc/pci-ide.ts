@@ -28,14 +28,17 @@ const COMMAND_IO = 1;
 const COMMAND_MEMORY = 2;
 const COMMAND_BUS_MASTER = 4;
 const CONFIG_TIMING = 0x40;
+const PORT_MAX = 0xffff;
 
-/** Which bits of each configuration byte can be written: command (I/O, memory, bus master), latency timer, BAR4 (bits 4 to
- * 15: a 16-byte range of I/O ports), interrupt line, and the two IDE timing registers with the slave timing. */
+/** Which bits of each configuration byte can be written: command (I/O, memory, bus master), latency timer, BAR4 (from
+ * bit 4 up: a 16-byte range of I/O ports), interrupt line, and the two IDE timing registers with the slave timing. */
 const CONFIG_WRITABLE: readonly (readonly [number, number])[] = [
   [CONFIG_COMMAND, COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER],
   [0x0d, 0xf0],
   [CONFIG_BAR4, 0xf0],
   [CONFIG_BAR4 + 1, 0xff],
+  [CONFIG_BAR4 + 2, 0xff],
+  [CONFIG_BAR4 + 3, 0xff],
   [0x3c, 0xff],
   [CONFIG_TIMING, 0xff],
   [CONFIG_TIMING + 1, 0xff],
@@ -103,8 +106,9 @@ export class PciIde {
 
   /** Where the bus master registers are; null while they are not mapped. */
   get busMasterBase(): number | null {
-    const base = this.#config.readUInt32LE(CONFIG_BAR4) & 0xfff0;
-    return base !== 0 && this.#ioEnabled() ? base : null;
+    const base = this.#config.readUInt32LE(CONFIG_BAR4) - 1;
+    // A PC has 64 Ki ports; the size is found by writing ones.
+    return base > 0 && base <= PORT_MAX && this.#ioEnabled() ? base : null;
   }
 
   /** Reads configuration space; `offset` and `size` lie inside one 32-bit register. */

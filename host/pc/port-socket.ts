@@ -48,6 +48,8 @@ export class PortSocket {
   /** A wait for the cards has run out: no reply waits again until they have answered. */
   #gaveUp = false;
   #answered: () => void = () => {};
+  #endSettle: () => void = () => {};
+  #ended = false;
   #resolveClosed!: () => void;
 
   constructor(cables: readonly Cable[], frontEnds: readonly FrontEnd[]) {
@@ -61,7 +63,8 @@ export class PortSocket {
       if (!this.#working) this.#flush();
     };
     for (const cable of cables) cable.onAnswer = () => this.#answered();
-    this.#server = net.createServer((socket) => this.#accept(socket));
+    // A client may send all its requests, close its side, and read the replies.
+    this.#server = net.createServer({ allowHalfOpen: true }, (socket) => this.#accept(socket));
   }
 
   /** Makes the socket appear, complete: a client that finds the file can connect. Throws a Failure when it cannot. */
@@ -95,8 +98,16 @@ export class PortSocket {
     this.#client = socket;
     socket.setEncoding('latin1');
     socket.on('data', (text: string) => this.#receive(text));
+    socket.on('end', () => {
+      this.#ended = true;
+      if (!this.#working) socket.end();
+    });
     socket.on('error', () => {});
-    socket.on('close', () => this.#resolveClosed());
+    socket.on('close', () => {
+      this.#requests = [];
+      this.#endSettle();
+      this.#resolveClosed();
+    });
   }
 
   #receive(text: string): void {
@@ -123,6 +134,7 @@ export class PortSocket {
     }
     this.#working = false;
     this.#flush();
+    if (this.#ended) this.#client?.end();
   }
 
   #flush(): void {
@@ -141,9 +153,10 @@ export class PortSocket {
     return new Promise((resolve) => {
       const done = (): void => {
         clearTimeout(timeout);
-        this.#answered = () => {};
+        this.#answered = this.#endSettle = () => {};
         resolve();
       };
+      this.#endSettle = done;
       const timeout = setTimeout(() => {
         this.#gaveUp = true;
         done();
@@ -154,7 +167,6 @@ export class PortSocket {
           if (this.#settled()) done();
         });
       };
-      this.#client?.once('close', done);
     });
   }
 

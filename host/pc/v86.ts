@@ -46,6 +46,11 @@ const PCI_ENABLE = 0x8000_0000;
 const BIOS_LOG_PORT = 0x402;
 const BIOS_LOG_READY = 0xe9;
 
+// Scan codes of the keyboard, set 1.
+const KEY_ALT = 0x38;
+const KEY_SYSRQ = 0x54;
+const KEY_RELEASED = 0x80;
+
 /** What is used of v86's inner objects; the names survive its minification. */
 interface PortEntry {
   read8(this: unknown, port: number): number;
@@ -81,6 +86,7 @@ export class V86Pc {
   /** The reset line: whoever owns the cards resets them. */
   onReset: () => void = () => {};
   readonly ide: PciIde | null;
+  halted = false;
   readonly #emulator: V86;
   readonly #cpu: V86Cpu;
   #serial: number[] = [];
@@ -115,7 +121,10 @@ export class V86Pc {
     // Not in the list of v86's events.
     (emulator as unknown as { add_listener(name: string, listener: () => void): void }).add_listener(
       'cpu-event-halt',
-      () => this.onHalt(),
+      () => {
+        this.halted = true;
+        this.onHalt();
+      },
     );
   }
 
@@ -134,9 +143,11 @@ export class V86Pc {
     this.#emulator.serial_send_bytes(0, bytes);
   }
 
-  /** Make and break codes of keys on the PC's keyboard, scan code set 1. */
-  sendKeys(scancodes: number[]): void {
-    void this.#emulator.keyboard_send_scancodes(scancodes);
+  /** Alt+SysRq+KEY on the PC's keyboard, KEY as a scan code of set 1: a Linux does something even when no program can. */
+  sendMagicSysRq(key: number): void {
+    const pressed = [KEY_ALT, KEY_SYSRQ, key];
+    const released = pressed.map((code) => code | KEY_RELEASED).reverse();
+    void this.#emulator.keyboard_send_scancodes([...pressed, ...released]);
   }
 
   /** The lines of the text screen. */

@@ -54,6 +54,8 @@ export interface OpenExport {
   metaContexts(query: string): string[];
   /** At least one extent, from `offset` on, covering at most `length`; at most `limit` of them. */
   status(context: string, offset: number, length: number, limit: number): Extent[];
+  /** Set by the session: called when the export takes nothing more from this connection, which must end. */
+  onLost?: (reason: string) => void;
   /** Called once, last. Not clean: the connection broke, and what it has not committed is discarded. */
   close(clean: boolean): Done;
 }

@@ -120,6 +120,7 @@ export class NbdSession {
   private running = false;
   private inputEnded = false;
   private clean = false;
+  private ended = false;
 
   constructor(
     private readonly exports: Exports,
@@ -298,6 +299,7 @@ export class NbdSession {
     const done = opened?.close(clean);
     const end = () => {
       this.sendOutput();
+      this.ended = true;
       this.transport.end();
     };
     if (done === undefined) end();
@@ -589,6 +591,7 @@ export class NbdSession {
 
   private transmit(opened: OpenExport, name: string): void {
     this.export = opened;
+    opened.onLost = (reason) => this.abort(reason);
     this.exportName = name;
     // [NBD]: contexts selected for another export name do not count.
     if (this.contextsFor !== name) this.contexts = [];
@@ -966,7 +969,7 @@ export class NbdSession {
     this.output = null;
     const count = this.outputFill;
     this.outputFill = 0;
-    if (this.inputEnded) return;
+    if (this.inputEnded || this.ended) return;
     const more = this.transport.send(buffer.subarray(0, count), () => {
       const pool = buffer.length === OUTPUT_SIZE ? this.spare : this.spareLarge;
       if (pool.length < 2 && buffer.length <= READ_CHUNK + 4096) pool.push(buffer);

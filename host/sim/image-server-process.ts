@@ -1,69 +1,74 @@
 // The image server of a simulation, as a process of its own: it must not compete with the PC for one thread. The parent
-// says over the IPC channel what to serve (image-server.ts); when the channel closes, everything ends.
+// tells it over the IPC channel what to do (image-server.ts); when the channel closes, everything ends.
 
 import { failureText } from '../failure.js';
+import type { Client, ExportListing, Exports, OpenExport } from '../server/export.js';
 import { ImageServer } from '../server/server.js';
 import { RawFiles } from '../store/raw-file.js';
 import { Store } from '../store/store.js';
-import type { ImageServerOptions, ImageServerReport } from './image-server.js';
+import type { ServerReport, ServerRequest } from './image-server.js';
 
+let store: Store | null = null;
+let files: RawFiles | null = null;
 let server: ImageServer | null = null;
-let close: () => Promise<void> | void = () => {};
 
-process.on('message', (message: ImageServerOptions | 'stop') => {
-  if (message === 'stop') void stop();
-  else void serve(message);
-});
-process.on('disconnect', () => void stop());
-// Ctrl-C reaches every process of the terminal: the parent decides when this one ends.
-process.on('SIGINT', () => {});
-process.on('SIGTERM', () => {});
+/** Raw files by their export names, then the images of the store. */
+const EXPORTS: Exports = {
+  list(client: Client): ExportListing[] {
+    return [...(files?.list() ?? []), ...(store?.list(client) ?? [])];
+  },
+  open(name: string, client: Client): OpenExport | Promise<OpenExport> {
+    if (files?.has(name) || store === null) return (files ?? new RawFiles({})).open(name, client);
+    return store.open(name, client);
+  },
+};
 
-async function serve(options: ImageServerOptions): Promise<void> {
-  try {
-    const exports = 'files' in options.source ? openFiles(options.source.files) : await openStore(options.source);
+const REQUESTS: {
+  [Kind in ServerRequest['kind']]: (request: Extract<ServerRequest, { kind: Kind }>) => Promise<unknown>;
+} = {
+  async openStore({ folder }) {
+    store = await Store.open(folder);
+    store.on('commit', (image, generation) => report({ kind: 'commit', image, generation }));
+    for (const { name, generation } of store.info()) report({ kind: 'commit', image: name, generation });
+    return store.info().map(({ name }) => name);
+  },
+  async openFiles(request) {
+    files = new RawFiles(request.files);
+    files.onCommit = (image, generation) => report({ kind: 'commit', image, generation });
+  },
+  async importRaw({ name, file }) {
+    await store?.importRaw(name, file, (done, total) => report({ kind: 'progress', percent: (100 * done) / total }));
+  },
+  async listen({ socket }) {
     server = new ImageServer({
-      exports,
-      listen: [{ kind: 'unix', path: options.socket }],
+      exports: EXPORTS,
+      listen: [{ kind: 'unix', path: socket }],
       log: (level, message) => {
         if (level !== 'info') report({ kind: 'log', message });
       },
     });
     await server.listen();
-    report({ kind: 'ready' });
-  } catch (error) {
-    report({ kind: 'failed', message: failureText(error) });
-  }
-}
+  },
+  async stop() {
+    await server?.close();
+    files?.close();
+    await store?.close();
+    process.disconnect();
+  },
+};
 
-function openFiles(files: Record<string, string>): RawFiles {
-  const exports = new RawFiles(files);
-  exports.onCommit = (image, generation) => report({ kind: 'commit', image, generation });
-  close = () => exports.close();
-  return exports;
-}
+process.on('message', (request: ServerRequest) => {
+  const carryOut = REQUESTS[request.kind] as (request: ServerRequest) => Promise<unknown>;
+  carryOut(request).then(
+    (result) => report({ kind: 'done', result }),
+    (error: unknown) => report({ kind: 'failed', message: failureText(error) }),
+  );
+});
+process.on('disconnect', () => process.exit(0));
+// Ctrl-C reaches every process of the terminal: the parent decides when this one ends.
+process.on('SIGINT', () => {});
+process.on('SIGTERM', () => {});
 
-async function openStore(source: { store: string; importMissing: Record<string, string> }): Promise<Store> {
-  const store = await Store.open(source.store);
-  close = () => store.close();
-  for (const [name, file] of Object.entries(source.importMissing)) {
-    if (!store.has(name)) {
-      await store.importRaw(name, file, (done, total) =>
-        report({ kind: 'progress', percent: (100 * done) / total, what: `image "${name}"` }),
-      );
-    }
-  }
-  for (const { name, generation } of store.info()) report({ kind: 'commit', image: name, generation });
-  store.on('commit', (image, generation) => report({ kind: 'commit', image, generation }));
-  return store;
-}
-
-function report(message: ImageServerReport): void {
+function report(message: ServerReport): void {
   if (process.connected) process.send?.(message);
-}
-
-async function stop(): Promise<void> {
-  await server?.close();
-  await close();
-  process.exit(0);
 }

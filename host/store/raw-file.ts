@@ -44,6 +44,10 @@ export class RawFiles implements Exports {
     return [...this.#files].map(([name, file]) => ({ name, description: file.path }));
   }
 
+  has(name: string): boolean {
+    return this.#files.has(name);
+  }
+
   open(name: string, _client: Client): OpenExport {
     const file = this.#files.get(name);
     if (file === undefined) throw new ExportRefused('unknown', `there is no image "${name}"`);

@@ -1,0 +1,263 @@
+// transport.h over lwIP's raw interface. Everything runs in the main loop: callbacks only move lwIP's buffers into our
+// streams, the firmware looks for itself in its next step.
+
+#include "transport_lwip.h"
+
+#include <lwip/dhcp.h>
+#include <lwip/etharp.h>
+#include <lwip/init.h>
+#include <lwip/netif.h>
+#include <lwip/snmp.h>
+#include <lwip/tcp.h>
+#include <lwip/timeouts.h>
+#include <netif/ethernet.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "board.h"
+#include "net.h"
+#include "runtime.h"
+#include "transport.h"
+
+/// How often the PHYs are asked for their link.
+enum { LINK_POLL_MS = 200 };
+/// Frames taken from one interface before the others and the firmware get their turn.
+enum { FRAMES_AT_ONCE = 64 };
+
+static struct netif interfaces[NETWORK_INTERFACES_MAX];
+static unsigned interface_count;
+static uint32_t link_polled_ms;
+
+static struct lwip_stream {
+  struct tcp_pcb *pcb; // NULL: closed by us, by the peer, or by an error
+  enum net_state state;
+  struct pbuf *received; // a chain; the first `offset` bytes of it are taken
+  uint16_t offset;
+  bool ended; // the peer has closed
+} streams[NET_STREAMS_MAX];
+static bool news;
+
+uint32_t sys_now(void);
+uint32_t sys_now(void) { return board_clock_ms(); }
+
+// Streams
+
+static void forget(struct lwip_stream *stream) {
+  if (stream->received != NULL) pbuf_free(stream->received);
+  *stream = (struct lwip_stream){0};
+}
+
+static err_t on_connected(void *argument, struct tcp_pcb *pcb, err_t error) {
+  struct lwip_stream *stream = argument;
+  (void)pcb;
+  if (error == ERR_OK) stream->state = NET_OPEN;
+  news = true;
+  return ERR_OK;
+}
+
+static err_t on_received(void *argument, struct tcp_pcb *pcb, struct pbuf *data, err_t error) {
+  struct lwip_stream *stream = argument;
+  (void)pcb;
+  (void)error;
+  news = true;
+  if (data == NULL) stream->ended = true;
+  else if (stream->received == NULL) stream->received = data;
+  else pbuf_cat(stream->received, data);
+  return ERR_OK;
+}
+
+static err_t on_sent(void *argument, struct tcp_pcb *pcb, uint16_t length) {
+  (void)argument;
+  (void)pcb;
+  (void)length;
+  news = true;
+  return ERR_OK;
+}
+
+/// lwIP has freed the connection already.
+static void on_error(void *argument, err_t error) {
+  struct lwip_stream *stream = argument;
+  runtime_log(LOG_WARNING, "network: connection lost: %s",
+              error == ERR_RST ? "reset by the server" : error == ERR_ABRT ? "no answer" : "lwIP error");
+  stream->pcb = NULL;
+  stream->ended = true;
+  news = true;
+}
+
+void transport_open(unsigned number, const struct net_path *path) {
+  struct lwip_stream *stream = &streams[number];
+  ip_addr_t address;
+  transport_close(number);
+  if (path->kind != PATH_TCP || !ipaddr_aton(path->address, &address)) {
+    runtime_log(LOG_WARNING, "network: \"%s\" is not an IPv4 address", path->address);
+    return;
+  }
+  struct tcp_pcb *pcb = tcp_new();
+  if (pcb == NULL) return;
+  tcp_arg(pcb, stream);
+  tcp_recv(pcb, on_received);
+  tcp_sent(pcb, on_sent);
+  tcp_err(pcb, on_error);
+  tcp_nagle_disable(pcb);
+  *stream = (struct lwip_stream){.pcb = pcb, .state = NET_CONNECTING};
+  if (tcp_connect(pcb, &address, path->port, on_connected) != ERR_OK) {
+    // No route: the interfaces have no address yet. The firmware tries again.
+    tcp_err(pcb, NULL); // nothing was sent: nobody hears of it
+    tcp_abort(pcb);
+    forget(stream);
+  }
+}
+
+void transport_close(unsigned number) {
+  struct lwip_stream *stream = &streams[number];
+  struct tcp_pcb *pcb = stream->pcb;
+  forget(stream);
+  if (pcb == NULL) return;
+  tcp_arg(pcb, NULL);
+  tcp_recv(pcb, NULL);
+  tcp_sent(pcb, NULL);
+  tcp_err(pcb, NULL);
+  // Without memory for the FIN the connection is cut off: better than one that stays.
+  if (tcp_close(pcb) != ERR_OK) tcp_abort(pcb);
+}
+
+enum net_state transport_state(unsigned number) {
+  const struct lwip_stream *stream = &streams[number];
+  return stream->ended && stream->received == NULL ? NET_CLOSED : stream->state;
+}
+
+size_t transport_receive(unsigned number, void *target, size_t capacity) {
+  struct lwip_stream *stream = &streams[number];
+  size_t moved = 0;
+  while (stream->received != NULL && moved < capacity) {
+    struct pbuf *first = stream->received;
+    size_t count = first->len - stream->offset;
+    if (count > capacity - moved) count = capacity - moved;
+    memcpy((uint8_t *)target + moved, (uint8_t *)first->payload + stream->offset, count);
+    moved += count;
+    stream->offset = (uint16_t)(stream->offset + count);
+    if (stream->offset < first->len) break;
+    stream->received = first->next;
+    if (stream->received != NULL) pbuf_ref(stream->received);
+    pbuf_free(first);
+    stream->offset = 0;
+  }
+  // The window opens as far as the firmware has read: what it leaves holds the server back.
+  for (size_t left = moved; left > 0 && stream->pcb != NULL;) {
+    const uint16_t part = left > 0xffff ? 0xffff : (uint16_t)left;
+    tcp_recved(stream->pcb, part);
+    left -= part;
+  }
+  return moved;
+}
+
+size_t transport_send(unsigned number, const void *source, size_t length) {
+  struct lwip_stream *stream = &streams[number];
+  if (stream->state != NET_OPEN || stream->pcb == NULL) return 0;
+  size_t sent = 0;
+  while (sent < length) {
+    const size_t room = tcp_sndbuf(stream->pcb);
+    size_t part = length - sent < room ? length - sent : room;
+    if (part > 16 * TCP_MSS) part = 16 * TCP_MSS;
+    if (part == 0) break;
+    const bool more = sent + part < length;
+    if (tcp_write(stream->pcb, (const uint8_t *)source + sent, (uint16_t)part,
+                  (uint8_t)(TCP_WRITE_FLAG_COPY | (more ? TCP_WRITE_FLAG_MORE : 0))) != ERR_OK) {
+      break;
+    }
+    sent += part;
+  }
+  return sent;
+}
+
+// Interfaces
+
+static err_t send_frame(struct netif *netif, struct pbuf *frame) {
+  const unsigned interface = (unsigned)(netif - interfaces);
+  return ethernet_send(interface, frame) ? ERR_OK : ERR_MEM;
+}
+
+static void on_address(struct netif *netif) {
+  const unsigned interface = (unsigned)(netif - interfaces);
+  if (ip4_addr_isany(netif_ip4_addr(netif))) return;
+  char address[16], gateway[16];
+  ip4addr_ntoa_r(netif_ip4_addr(netif), address, sizeof address);
+  ip4addr_ntoa_r(netif_ip4_gw(netif), gateway, sizeof gateway);
+  runtime_log(LOG_INFO, "network %u: address=%s gateway=%s", interface, address, gateway);
+  // The first interface with an address carries what no other network covers.
+  if (netif_default == NULL || !netif_is_link_up(netif_default)) netif_set_default(netif);
+  news = true;
+}
+
+static err_t init_interface(struct netif *netif) {
+  const unsigned interface = (unsigned)(netif - interfaces);
+  netif->name[0] = 'e';
+  netif->name[1] = (char)('0' + interface);
+  netif->hostname = "ribbon";
+  netif->output = etharp_output;
+  netif->linkoutput = send_frame;
+  netif->mtu = 1500;
+  netif->hwaddr_len = 6;
+  ethernet_address(interface, netif->hwaddr);
+  netif->flags = NETIF_FLAG_BROADCAST | NETIF_FLAG_ETHARP | NETIF_FLAG_ETHERNET;
+  return ERR_OK;
+}
+
+static void poll_links(void) {
+  if (board_clock_ms() - link_polled_ms < LINK_POLL_MS) return;
+  link_polled_ms = board_clock_ms();
+  for (unsigned i = 0; i < interface_count; i++) {
+    struct netif *netif = &interfaces[i];
+    const bool is_up = ethernet_link_up(i);
+    if (is_up == (netif_is_link_up(netif) != 0)) continue;
+    runtime_log(is_up ? LOG_INFO : LOG_WARNING, "network %u: link %s", i, is_up ? "up" : "down");
+    if (is_up) {
+      netif_set_link_up(netif); // DHCP starts again by itself
+      if (!ip4_addr_isany(netif_ip4_addr(netif))) on_address(netif);
+    } else {
+      netif_set_link_down(netif);
+    }
+    news = true;
+  }
+}
+
+void network_init(unsigned count) {
+  interface_count = count;
+  lwip_init();
+  for (unsigned i = 0; i < count; i++) {
+    struct netif *netif = &interfaces[i];
+    netif_add_noaddr(netif, NULL, init_interface, ethernet_input);
+    netif_set_status_callback(netif, on_address);
+    netif_set_up(netif);
+    dhcp_start(netif);
+  }
+  link_polled_ms = board_clock_ms() - LINK_POLL_MS;
+  poll_links();
+}
+
+bool network_poll(void) {
+  for (unsigned i = 0; i < interface_count; i++) {
+    for (unsigned frames = 0;; frames++) {
+      if (frames == FRAMES_AT_ONCE) {
+        news = true; // more may wait: no sleep before the next look
+        break;
+      }
+      struct pbuf *frame = ethernet_receive(i);
+      if (frame == NULL) break;
+      if (interfaces[i].input(frame, &interfaces[i]) != ERR_OK) pbuf_free(frame);
+    }
+  }
+  sys_check_timeouts();
+  poll_links();
+  for (unsigned i = 0; i < NET_STREAMS_MAX; i++) {
+    if (streams[i].pcb != NULL && streams[i].state == NET_OPEN) tcp_output(streams[i].pcb);
+  }
+  const bool had_news = news;
+  news = false;
+  return had_news;
+}
+
+uint32_t network_timeout_ms(void) {
+  const uint32_t timer = sys_timeouts_sleeptime();
+  return timer < LINK_POLL_MS ? timer : LINK_POLL_MS;
+}

@@ -1,0 +1,28 @@
+// What a board without sockets adds to transport.h: its Ethernet interfaces.
+#ifndef RIBBON_TRANSPORT_LWIP_H
+#define RIBBON_TRANSPORT_LWIP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct pbuf;
+
+enum { NETWORK_INTERFACES_MAX = 2 };
+
+/// Starts lwIP, and DHCP on `count` interfaces.
+void network_init(unsigned count);
+/// Takes received frames, runs timers. True when a stream has news.
+bool network_poll(void);
+/// Milliseconds until network_poll() has something to do by itself.
+uint32_t network_timeout_ms(void);
+
+// The driver's part.
+
+/// Sends one frame; false when the ring is full.
+bool ethernet_send(unsigned interface, const struct pbuf *frame);
+/// The next received frame, NULL when there is none.
+struct pbuf *ethernet_receive(unsigned interface);
+bool ethernet_link_up(unsigned interface);
+void ethernet_address(unsigned interface, uint8_t address[6]);
+
+#endif

@@ -1,0 +1,76 @@
+// The memory map that the core sees: 1 MB sections [V7 B3.5.1]. Code and data cached, DMA memory not, peripherals as
+// Device memory, and everything that nobody should touch not mapped at all, so that it faults.
+//
+// L2 (PL310) stays off: DMA engines of the PS then see memory as the SCU leaves it, and only L1 needs maintenance.
+
+#include "mmu.h"
+
+#include "registers.h"
+
+enum section {
+  FAULT = 0,
+  // Section, domain 0, AP[2:0] = 011 (full access), as [V7 B3.5.1] has the bits; TEX, C, B as [V7 B3.8.2].
+  SECTION = 0x2 | 3 << 10,
+  NEVER_EXECUTE = 1 << 4,
+  SHAREABLE = 1 << 16,
+  WRITE_BACK = 1 << 12 | 1 << 3 | 1 << 2,       // TEX 001, C 1, B 1: normal, write-back, write-allocate
+  NOT_CACHED = 1 << 12,                         // TEX 001, C 0, B 0: normal, not cached
+  DEVICE = 1 << 2,                              // TEX 000, C 0, B 1: shareable Device
+};
+
+enum {
+  MB = 1 << 20,
+  PROGRAM = SECTION | WRITE_BACK,
+  DATA = SECTION | WRITE_BACK | NEVER_EXECUTE,
+  DMA = SECTION | NOT_CACHED | NEVER_EXECUTE,
+  PERIPHERAL = SECTION | DEVICE | NEVER_EXECUTE,
+};
+
+static uint32_t table[4096] __attribute__((aligned(16384)));
+extern uint8_t shared_start[], shared_end[];
+
+static void map(uint32_t first, uint32_t last, uint32_t attributes) {
+  for (uint32_t megabyte = first / MB; megabyte <= last / MB; megabyte++) table[megabyte] = megabyte * MB | attributes;
+}
+
+void mmu_enable(void) {
+  // zynq.ld has the reasons.
+  map(0x00100000, 0x003fffff, PROGRAM);
+  map(0x00400000, 0x007fffff, DATA);
+  map(0x00900000, 0x009fffff, DATA);
+  map(0x00a00000, 0x00bfffff, DMA);
+  map((uint32_t)shared_start, (uint32_t)shared_end - 1, DATA);
+  map(0xe0000000, 0xe02fffff, PERIPHERAL);
+  map(0xf8000000, 0xf8ffffff, PERIPHERAL);
+  map(0xfc000000, 0xfdffffff, PERIPHERAL);
+
+  __asm__ volatile("mcr p15, 0, %0, c3, c0, 0" ::"r"(1));                    // DACR: domain 0 is checked against AP
+  __asm__ volatile("mcr p15, 0, %0, c2, c0, 2" ::"r"(0));                    // TTBCR: TTBR0 for all
+  __asm__ volatile("mcr p15, 0, %0, c2, c0, 0" ::"r"((uint32_t)table));      // TTBR0; walks are not cached
+  __asm__ volatile("dsb; mcr p15, 0, %0, c8, c7, 0; dsb; isb" ::"r"(0));     // TLBIALL
+  uint32_t control;
+  __asm__ volatile("mrc p15, 0, %0, c1, c0, 0" : "=r"(control));
+  // I, Z (branch prediction), C, M on; A off: the compiler may use unaligned accesses to normal memory; TRE off; EE off.
+  control |= 1 << 12 | 1 << 11 | 1 << 2 | 1 << 0;
+  control &= ~(1u << 28 | 1u << 25 | 1u << 1);
+  __asm__ volatile("mcr p15, 0, %0, c1, c0, 0; isb" ::"r"(control));
+}
+
+// Maintenance by address [V7 B4.2.1]: L1 lines are 32 bytes. A range that a device fills must own its lines whole, or what
+// lies beside it would be lost.
+
+void cache_clean(const void *start, uint32_t length) {
+  const uint32_t end = (uint32_t)start + length;
+  for (uint32_t line = (uint32_t)start & ~31u; line < end; line += 32) {
+    __asm__ volatile("mcr p15, 0, %0, c7, c10, 1" ::"r"(line) : "memory"); // DCCMVAC
+  }
+  barrier();
+}
+
+void cache_invalidate(const void *start, uint32_t length) {
+  const uint32_t end = (uint32_t)start + length;
+  for (uint32_t line = (uint32_t)start & ~31u; line < end; line += 32) {
+    __asm__ volatile("mcr p15, 0, %0, c7, c14, 1" ::"r"(line) : "memory"); // DCCIMVAC: clean too, for a shared first line
+  }
+  barrier();
+}

@@ -1,0 +1,15 @@
+// Time: the global timer as the clock, the private timer to wake from sleep, the watchdog against steps that do not end.
+#ifndef RIBBON_ZYNQ_TIMER_H
+#define RIBBON_ZYNQ_TIMER_H
+
+#include <stdint.h>
+
+void timer_init(void);
+uint64_t timer_ticks(void);
+uint32_t timer_ms(void);
+/// Raises an interrupt that ends WFI after `ms`; UINT32_MAX: none.
+void timer_wake_in(uint32_t ms);
+/// Busy waiting, for drivers that wait for hardware.
+void timer_delay_us(uint32_t us);
+
+#endif

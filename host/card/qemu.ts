@@ -1,0 +1,121 @@
+// A card in QEMU: boards/zynq on the machine xilinx-zynq-a9, its DDR a file that this process plays the front end on, its
+// second UART the doorbell (SPEC.md "Doorbells").
+
+import { randomBytes } from 'node:crypto';
+import { existsSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import net from 'node:net';
+import { join } from 'node:path';
+import { Failure } from '../failure.js';
+import { buildFlashImage } from './flash-image.js';
+import type { NetworkPath } from './network.js';
+import { encodePath, type Launch, RemoteCard, type RemoteCardOptions } from './remote.js';
+import { encodeSettings } from './settings.js';
+
+/** Where boards/zynq/zynq.ld puts SHARED, and its end of memory for the board that QEMU plays. */
+const SHARED_OFFSET = 0x01000000;
+export const QEMU_DDR_MEGABYTES = 64;
+/** An emulated card boots and takes an address by DHCP: 1 s on an idle machine. */
+const START_TIMEOUT_MS = 60_000;
+/** What QEMU's user network calls the machine that it runs on. */
+const GATEWAYS = ['10.0.2.2', '10.0.3.2'];
+const SD_SIZE = 64 << 20;
+
+export interface QemuCardOptions extends RemoteCardOptions {
+  /** The runtime, as `npm run build:board` makes it: build/boards/ribbon-card-qemu.elf. */
+  program: string;
+  /** A second firmware image, tried when the first one cannot run. */
+  fallbackFirmware?: string;
+  /** The SD card's image; kept when the card is switched off. Without it the card has an empty one of its own. */
+  sdImage?: string;
+  /** Counts instructions instead of time: `-icount shift=0`. */
+  countInstructions?: boolean;
+}
+
+export class QemuCard extends RemoteCard {
+  readonly #options: QemuCardOptions;
+  #relay: net.Server | null = null;
+
+  constructor(options: QemuCardOptions) {
+    if (!existsSync(options.program)) {
+      throw new Failure(`the QEMU card is not built (${options.program}): run "npm run build:board"`);
+    }
+    super(options);
+    this.#options = options;
+  }
+
+  get qmpSocket(): string {
+    return join(this.folder, 'qmp');
+  }
+
+  protected override async prepare(): Promise<Launch> {
+    const options = this.#options;
+    const file = (name: string): string => join(this.folder, name);
+    if (!existsSync(file('flash'))) writeFileSync(file('flash'), await this.#flash(), { mode: 0o600 });
+    const sd = options.sdImage ?? file('sd');
+    if (!existsSync(sd)) {
+      writeFileSync(sd, '');
+      truncateSync(sd, SD_SIZE);
+    }
+    const size = statSync(sd).size;
+    if (size === 0 || (size & (size - 1)) !== 0) {
+      throw new Failure(`the SD card image ${sd} has ${size} bytes; it must be a power of two`);
+    }
+    return {
+      command: 'qemu-system-arm',
+      arguments: [
+        ...['-M', 'xilinx-zynq-a9,memory-backend=ddr', '-nodefaults', '-display', 'none', '-monitor', 'none'],
+        ...['-object', `memory-backend-file,id=ddr,size=${QEMU_DDR_MEGABYTES}M,mem-path=${file('ddr')},share=on`],
+        ...['-kernel', options.program, '-serial', 'stdio'],
+        ...['-serial', `unix:${file('doorbell')},server=on,wait=off`],
+        ...['-drive', `if=sd,index=0,file=${sd},format=raw,id=card0`],
+        ...['-drive', `if=mtd,index=8,file=${file('flash')},format=raw`],
+        ...['-nic', 'user,id=n0,model=cadence_gem', '-nic', 'user,id=n1,model=cadence_gem,net=10.0.3.0/24'],
+        ...['-qmp', `unix:${this.qmpSocket},server=on,wait=off`],
+        ...(options.countInstructions ? ['-icount', 'shift=0'] : []),
+      ],
+      memoryFile: file('ddr'),
+      headOffset: SHARED_OFFSET,
+      doorbell: file('doorbell'),
+      startTimeoutMs: START_TIMEOUT_MS,
+    };
+  }
+
+  override async stop(timeoutMs?: number): Promise<number> {
+    const left = await super.stop(timeoutMs);
+    this.#relay?.close();
+    this.#relay = null;
+    return left;
+  }
+
+  async #flash(): Promise<Buffer> {
+    const options = this.#options;
+    const firmwares = [options.firmware, options.fallbackFirmware].filter((name) => name !== undefined);
+    const ethernetAddress = randomBytes(6);
+    ethernetAddress[0] = 0x02; // given locally
+    return buildFlashImage({
+      settings: encodeSettings(options.settings),
+      network: await encodePath(await this.#guestPath(options.path), GATEWAYS[0]),
+      ethernetAddress,
+      firmwares: firmwares.map((name) => readFileSync(name)),
+    });
+  }
+
+  /** The path as the guest sees it: a port of this machine. A unix socket is given a port on loopback. */
+  async #guestPath(path: NetworkPath): Promise<NetworkPath> {
+    const { address } = path;
+    if (!('path' in address)) return path;
+    const relay = net.createServer((socket) => {
+      const upstream = net.connect(address.path);
+      socket.pipe(upstream).pipe(socket);
+      for (const end of [socket, upstream]) {
+        end.on('error', () => {
+          socket.destroy();
+          upstream.destroy();
+        });
+      }
+    });
+    await new Promise<void>((done) => relay.listen(0, '127.0.0.1', done));
+    this.#relay = relay;
+    return { ...path, address: { host: '127.0.0.1', port: (relay.address() as net.AddressInfo).port } };
+  }
+}

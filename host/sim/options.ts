@@ -1,0 +1,28 @@
+// What `ribbon sim` has been asked for, checked.
+
+import type { NetworkPath } from '../card/network.js';
+import type { ListenAddress } from '../server/listen.js';
+import type { CardKind } from './simulation.js';
+
+export { CARD_KINDS } from './simulation.js';
+
+export const PC_KINDS = ['v86', 'nbd', 'none'] as const;
+
+export interface SimOptions {
+  pc: (typeof PC_KINDS)[number];
+  card: CardKind;
+  cardMemorySize: number;
+  pcMemorySize: number;
+  store: string;
+  /** Another NBD server instead of the store. */
+  server: NetworkPath['address'] | null;
+  /** Path of the port socket. */
+  ports: string | null;
+  /** Where --pc nbd listens. */
+  listen: ListenAddress | null;
+  /** A command for the PC's shell. */
+  run: string | null;
+  biosLog: boolean;
+  /** Device 0, then Device 1. `image` is a name in the store, with --pc none also a raw file. */
+  disks: { image: string; serial?: string; firmware?: string }[];
+}

@@ -1,0 +1,198 @@
+// What `ribbon sim` does: sets the installation up, runs the PC until it is switched off, and shuts everything down.
+
+import { statSync } from 'node:fs';
+import path from 'node:path';
+import { buildDemoImage } from '../../tools/demo-image.js';
+import { DEMO_IMAGE } from '../commands/sim.js';
+import { Failure, failureText } from '../failure.js';
+import { Cable } from '../front-end/cable.js';
+import { PortSocket } from '../pc/port-socket.js';
+import { GuestShell } from '../pc/shell.js';
+import { V86Pc } from '../pc/v86.js';
+import { Console } from './console.js';
+import type { SimOptions } from './options.js';
+import { type Disk, type ImageSource, Simulation } from './simulation.js';
+import { formatBytes, formatStatus } from './status-line.js';
+
+const SHELL_TIMEOUT_MS = 180_000;
+/** After an emergency sync the disk must have been quiet for this long. */
+const QUIET_MS = 400;
+const SYNC_TIMEOUT_MS = 5_000;
+
+/** Scan codes of Alt+SysRq+KEY: Linux writes its buffers (S) and makes its file systems read-only (U). */
+const KEY_S = 0x1f;
+const KEY_U = 0x16;
+
+/** Returns the exit status. */
+export async function runSimulation(options: SimOptions): Promise<number> {
+  const run = new Run(options);
+  try {
+    return await run.run();
+  } finally {
+    run.end();
+  }
+}
+
+class Run {
+  readonly #options: SimOptions;
+  /** Resolves when someone or something wants the simulation to end; true: at once. */
+  readonly #ended: Promise<void>;
+  #end!: (status: number) => void;
+  #status = 0;
+  #console: Console | null = null;
+  readonly #onSignal = (): void => this.#end(0);
+
+  constructor(options: SimOptions) {
+    this.#options = options;
+    this.#ended = new Promise((resolve) => {
+      this.#end = (status) => {
+        this.#status ||= status;
+        resolve();
+      };
+    });
+    process.on('SIGINT', this.#onSignal);
+    process.on('SIGTERM', this.#onSignal);
+  }
+
+  end(): void {
+    process.off('SIGINT', this.#onSignal);
+    process.off('SIGTERM', this.#onSignal);
+  }
+
+  async run(): Promise<number> {
+    const { images, disks } = this.#images();
+    const simulation = await Simulation.start(
+      {
+        card: this.#options.card,
+        cardMemorySize: this.#options.cardMemorySize,
+        disks,
+        images,
+      },
+      {
+        onLog: (level, line) => {
+          if (level === 'error' || level === 'warning') this.#message(`${level}: ${line}`);
+        },
+        onProgress: (percent, what) => showProgress(percent, what),
+        onCrash: (error) => {
+          this.#message(failureText(error));
+          this.#end(1);
+        },
+      },
+    );
+    try {
+      if (this.#options.pc === 'none') await this.#runPorts(simulation, this.#options.ports as string);
+      else if (this.#options.pc === 'v86') await this.#runPc(simulation);
+      return this.#status;
+    } finally {
+      this.#console?.stop();
+      const left = await simulation.stop();
+      if (left > 0) this.#message(`${formatBytes(left)} that the PC wrote did not reach the image server`);
+    }
+  }
+
+  /** A foreign program is the PC. */
+  async #runPorts(simulation: Simulation, socket: string): Promise<void> {
+    const ports = new PortSocket(
+      [simulation.cable, new Cable([])],
+      simulation.cards.map((card) => card.frontEnd),
+    );
+    await ports.listen(socket);
+    await Promise.race([ports.closed, this.#ended]);
+    ports.close();
+  }
+
+  async #runPc(simulation: Simulation): Promise<void> {
+    const pc = await V86Pc.create({
+      cables: [simulation.cable, new Cable([])],
+      memorySizeBytes: this.#options.pcMemorySize,
+    });
+    pc.onHalt = () => this.#end(0);
+    pc.onReset = () => {
+      for (const card of simulation.cards) card.frontEnd.powerOn();
+    };
+    if (this.#options.biosLog) pc.onBiosLog = (line) => this.#message(line);
+    try {
+      if (this.#options.run === null) await this.#runConsole(simulation, pc);
+      else await this.#runCommand(pc, this.#options.run);
+      await syncPc(simulation, pc);
+    } finally {
+      await pc.stop();
+    }
+  }
+
+  async #runConsole(simulation: Simulation, pc: V86Pc): Promise<void> {
+    const { disks, server, cards } = simulation;
+    this.#console = new Console(pc, {
+      status: () => formatStatus(cards[0].statistics(), server?.generation(disks[0].exportName) ?? null),
+      onPowerOff: () => this.#end(0),
+    });
+    this.#console.start();
+    await pc.start();
+    await this.#ended;
+  }
+
+  async #runCommand(pc: V86Pc, command: string): Promise<void> {
+    const shell = new GuestShell(pc);
+    await pc.start();
+    const work = async (): Promise<void> => {
+      await shell.ready(SHELL_TIMEOUT_MS);
+      const status = await shell.run(command, (output) => process.stdout.write(output));
+      this.#end(status);
+    };
+    // A signal or a halt of the PC ends the command too, and then it has not succeeded.
+    const interrupted = this.#ended.then(() => false);
+    const finished = await Promise.race([work().then(() => true), interrupted]);
+    if (!finished) this.#status ||= 1;
+  }
+
+  #images(): { images: ImageSource | Exclude<SimOptions['server'], null>; disks: Disk[] } {
+    const { server, store } = this.#options;
+    const files: Record<string, string> = {};
+    let usesStore = false;
+    const disks = this.#options.disks.map(({ image, ...identity }, number) => {
+      if (server === null && this.#options.pc === 'none' && isFile(image)) {
+        files[`image${number}`] = path.resolve(image);
+        return { ...identity, exportName: `image${number}` };
+      }
+      usesStore = true;
+      return { ...identity, exportName: image };
+    });
+    if (server !== null) return { images: server, disks };
+    const makeImage = (name: string): Promise<string> | null =>
+      name === DEMO_IMAGE ? buildDemoImage((percent, what) => showProgress(percent, `demo image: ${what}`)) : null;
+    return { images: { store: usesStore ? store : null, makeImage, files }, disks };
+  }
+
+  #message(text: string): void {
+    if (this.#console !== null) this.#console.message(text);
+    else process.stderr.write(`ribbon: ${text}\n`);
+  }
+}
+
+/** Lets Linux in the PC write what it has in its buffers: nothing that a program has written is lost by switching the PC
+ * off. Other systems take no notice. */
+async function syncPc(simulation: Simulation, pc: V86Pc): Promise<void> {
+  if (pc.halted) return;
+  for (const key of [KEY_S, KEY_U]) pc.sendMagicSysRq(key);
+  const commands = (): number => simulation.cards.reduce((sum, card) => sum + card.statistics().commands, 0);
+  const deadline = Date.now() + SYNC_TIMEOUT_MS;
+  let last = -1;
+  for (let now = commands(); now !== last && Date.now() < deadline; now = commands()) {
+    last = now;
+    await new Promise((resolve) => setTimeout(resolve, QUIET_MS));
+  }
+}
+
+/** An image that is named like a path or is there is a file; else it is a name in the store. */
+function isFile(image: string): boolean {
+  const stat = statSync(image, { throwIfNoEntry: false });
+  if (stat?.isFile()) return true;
+  if (image.includes('/')) throw new Failure(`there is no disk image file "${image}"`);
+  return false;
+}
+
+function showProgress(percent: number, what: string): void {
+  if (!process.stderr.isTTY) return;
+  const done = percent >= 100;
+  process.stderr.write(`\r\x1b[K${done ? '' : `${what} ${Math.floor(percent)} %`}`);
+}

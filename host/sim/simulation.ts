@@ -1,0 +1,185 @@
+// A whole simulated installation but the PC: an image server with its images, and a card for each disk on one cable.
+
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { Card, LogLevel } from '../card/card.js';
+import { FIRMWARE_FILE, loadFirmware } from '../card/firmware.js';
+import { InProcessCard } from '../card/in-process.js';
+import type { NetworkPath } from '../card/network.js';
+import { type CardSettings, DEFAULT_SETTINGS } from '../card/settings.js';
+import { Failure } from '../failure.js';
+import { Cable } from '../front-end/cable.js';
+import { SimulationServer } from './image-server.js';
+
+export interface Disk {
+  /** NBD export name. */
+  exportName: string;
+  serial?: string;
+  firmware?: string;
+}
+
+export interface SimulationOptions {
+  card: CardKind;
+  /** Linear memory of each card, in bytes. */
+  cardMemorySize?: number;
+  /** Device 0, then Device 1. */
+  disks: readonly Disk[];
+  /** Where the images are: in our own image server, or on another NBD server. */
+  images: ImageSource | NetworkPath['address'];
+}
+
+export interface ImageSource {
+  /** The store's folder; null when only files are served. */
+  store: string | null;
+  /** Makes the raw file of an image that is wanted and is not in the store; null when nothing can make it. */
+  makeImage: (name: string) => Promise<string> | null;
+  /** Raw files by export name. */
+  files: Record<string, string>;
+}
+
+export interface SimulationEvents {
+  onLog: (level: LogLevel, line: string) => void;
+  onProgress: (percent: number, what: string) => void;
+  /** A card has stopped for good: the PC has lost its disk. */
+  onCrash: (error: Error) => void;
+}
+
+type CardFactory = (options: CardOptions) => Card | Promise<Card>;
+
+interface CardOptions {
+  settings: CardSettings;
+  path: NetworkPath;
+  deviceNumber: 0 | 1;
+  memorySize: number | undefined;
+}
+
+const POSIX_CARD = fileURLToPath(new URL('../../boards/ribbon-card', import.meta.url));
+
+/** Where a card runs, by its name on the command line. */
+const CARDS = {
+  inproc: ({ memorySize, ...options }) =>
+    new InProcessCard({ ...options, firmware: loadFirmware(), ...(memorySize === undefined ? {} : { memorySize }) }),
+  posix: async ({ memorySize, ...options }) => {
+    const { PosixCard } = await import('../card/posix.js');
+    const firmware = fileURLToPath(FIRMWARE_FILE);
+    return new PosixCard({
+      ...options,
+      firmware,
+      program: POSIX_CARD,
+      ...(memorySize === undefined ? {} : { memorySize }),
+    });
+  },
+} satisfies Record<string, CardFactory>;
+
+export type CardKind = keyof typeof CARDS;
+export const CARD_KINDS = Object.keys(CARDS) as CardKind[];
+
+export class Simulation {
+  readonly cable: Cable;
+  readonly cards: readonly Card[];
+  readonly disks: readonly Disk[];
+  /** Null when another server is used. */
+  readonly server: SimulationServer | null;
+  readonly #folder: string;
+
+  /** Powers everything on; resolves when the disks are ready. Rejects with a Failure, and nothing is left running. */
+  static async start(options: SimulationOptions, events: SimulationEvents): Promise<Simulation> {
+    const folder = await mkdtemp(path.join(tmpdir(), 'ribbon-'));
+    const cards: Card[] = [];
+    let server: SimulationServer | null = null;
+    try {
+      let address: NetworkPath['address'];
+      if ('store' in options.images) {
+        server = new SimulationServer();
+        address = { path: path.join(folder, 'nbd') };
+        await startServer(server, options.images, options.disks, address.path, events);
+      } else {
+        address = options.images;
+      }
+      for (const disk of options.disks)
+        cards.push(await startCard(options, disk, cards.length as 0 | 1, address, events));
+      return new Simulation(options.disks, cards, server, folder);
+    } catch (error) {
+      await stopAll(cards, server, folder, 0);
+      throw error;
+    }
+  }
+
+  private constructor(disks: readonly Disk[], cards: readonly Card[], server: SimulationServer | null, folder: string) {
+    this.disks = disks;
+    this.cards = cards;
+    this.server = server;
+    this.#folder = folder;
+    this.cable = new Cable(cards.map((card) => card.frontEnd));
+  }
+
+  /** Waits until the image server has committed what the PC wrote, at most `timeoutMs`, then powers everything off. Resolves
+   * to the number of bytes that were not committed. */
+  stop(timeoutMs = 10_000): Promise<number> {
+    return stopAll(this.cards, this.server, this.#folder, timeoutMs);
+  }
+}
+
+async function startServer(
+  server: SimulationServer,
+  images: ImageSource,
+  disks: readonly Disk[],
+  socket: string,
+  events: SimulationEvents,
+): Promise<void> {
+  server.onLog = (message) => events.onLog('warning', `image server: ${message}`);
+  server.onCrash = events.onCrash;
+  if (Object.keys(images.files).length > 0) await server.openFiles(images.files);
+  if (images.store !== null) {
+    const present = new Set([...(await server.openStore(images.store)), ...Object.keys(images.files)]);
+    for (const name of new Set(disks.map((disk) => disk.exportName))) {
+      if (present.has(name)) continue;
+      const file = images.makeImage(name);
+      if (file === null) {
+        throw new Failure(
+          `there is no image "${name}" in ${images.store}; it has: ${[...present].join(', ') || 'none'}\n` +
+            '("ribbon image create" or "ribbon image import" makes one)',
+        );
+      }
+      server.onProgress = (percent) => events.onProgress(percent, `importing "${name}"`);
+      await server.importRaw(name, await file);
+    }
+  }
+  await server.listen(socket);
+}
+
+async function startCard(
+  options: SimulationOptions,
+  disk: Disk,
+  deviceNumber: 0 | 1,
+  address: NetworkPath['address'],
+  events: SimulationEvents,
+): Promise<Card> {
+  const settings: CardSettings = {
+    ...DEFAULT_SETTINGS,
+    exportName: disk.exportName,
+    serial: disk.serial ?? `RIBBON-000${deviceNumber + 1}`,
+    firmware: disk.firmware ?? DEFAULT_SETTINGS.firmware,
+  };
+  const factory: CardFactory = CARDS[options.card];
+  const card = await factory({ settings, path: { address }, deviceNumber, memorySize: options.cardMemorySize });
+  card.onLog = (level, line) => events.onLog(level, `card ${deviceNumber}: ${line}`);
+  card.onCrash = (error) =>
+    events.onCrash(new Failure(`card ${deviceNumber} has stopped: ${error.stack ?? error.message}`));
+  await card.start();
+  return card;
+}
+
+async function stopAll(
+  cards: readonly Card[],
+  server: SimulationServer | null,
+  folder: string,
+  timeoutMs: number,
+): Promise<number> {
+  const left = await Promise.all(cards.map((card) => card.stop(timeoutMs)));
+  await server?.stop();
+  await rm(folder, { recursive: true, force: true });
+  return left.reduce((sum, bytes) => sum + bytes, 0);
+}

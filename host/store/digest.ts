@@ -1,0 +1,216 @@
+// From changes to a tree: hashes blocks, stores those that are new, and makes the nodes above them.
+//
+// A TreeBuilder begins with a root and takes changes in batches; after each batch its root is durable in packs and index, though no
+// generation may point to it yet.
+
+import type { BlockSource } from './block-source.js';
+import type { Location } from './index.js';
+import { emptyBatch, type IndexBatch } from './index.js';
+import { type Blob, GROUP_BLOBS, sha256 } from './pack.js';
+import { BLOCK_SIZE, encodeNode, FANOUT, isZeroBlock, isZeroHash, type Nodes, ZERO_HASH } from './tree.js';
+
+/** Lets other work of the process go first. */
+export type Pause = () => Promise<void>;
+
+/** Blocks hashed between two pauses: 32 * 2.5 us. */
+const SLICE = 32;
+/** Groups being compressed at once. */
+const PACKING_MAX = 4;
+
+export interface BlobStatistics {
+  blocks: number;
+  newBlobs: number;
+  newBytes: number;
+}
+
+/** Collects new blobs into groups. One at a time: see Store.blobLock. */
+export class BlobWriter {
+  readonly batch: IndexBatch = emptyBatch();
+  private readonly seen = new Set<string>();
+  private blocks: Blob[] = [];
+  private nodeBlobs: Blob[] = [];
+  private readonly packing = new Set<Promise<void>>();
+  private failure: unknown = null;
+
+  constructor(
+    private readonly nodes: Nodes,
+    private readonly onReuse: (hash: Buffer) => void,
+    private readonly statistics: BlobStatistics,
+  ) {}
+
+  /** Stores a block or node unless the store has it. `bytes` is kept: it must not change. */
+  add(hash: Buffer, bytes: () => Buffer, node: boolean): void {
+    const key = hash.toString('latin1');
+    if (this.seen.has(key)) return;
+    this.seen.add(key);
+    if (this.nodes.index.hasBlob(hash)) {
+      this.onReuse(hash);
+      return;
+    }
+    const blob = { hash, bytes: bytes() };
+    this.statistics.newBlobs++;
+    this.statistics.newBytes += blob.bytes.length;
+    if (node) {
+      this.nodes.fresh.set(key, blob.bytes);
+      this.nodeBlobs.push(blob);
+      if (this.nodeBlobs.length === GROUP_BLOBS) this.flushNodes();
+    } else {
+      this.blocks.push(blob);
+      if (this.blocks.length === GROUP_BLOBS) this.flushBlocks();
+    }
+  }
+
+  /** Waits while too much is being compressed. */
+  async room(): Promise<void> {
+    while (this.packing.size >= PACKING_MAX) await Promise.race(this.packing);
+    if (this.failure !== null) throw this.failure;
+  }
+
+  /** Everything is in the packs, durable; the batch holds the locations. */
+  async finish(): Promise<void> {
+    this.flushBlocks();
+    await Promise.all(this.packing);
+    if (this.failure !== null) throw this.failure;
+    this.flushNodes();
+    await this.nodes.packs.sync();
+  }
+
+  private flushNodes(): void {
+    const blobs = this.nodeBlobs;
+    if (blobs.length === 0) return;
+    this.nodeBlobs = [];
+    this.write(blobs, Buffer.concat(blobs.map((blob) => blob.bytes)), null);
+  }
+
+  private flushBlocks(): void {
+    const blobs = this.blocks;
+    if (blobs.length === 0) return;
+    this.blocks = [];
+    const payload = Buffer.concat(blobs.map((blob) => blob.bytes));
+    const job: Promise<void> = this.nodes.packs.codec
+      .compress(payload)
+      .then((packed) => this.write(blobs, payload, packed))
+      .catch((error: unknown) => {
+        this.failure ??= error ?? new Error('compression failed');
+      })
+      .finally(() => this.packing.delete(job));
+    this.packing.add(job);
+  }
+
+  private write(blobs: Blob[], payload: Buffer, packed: Buffer | null): void {
+    const locations: Location[] = this.nodes.packs.writeGroup(blobs, payload, packed);
+    for (const [index, blob] of blobs.entries()) this.batch.blobs.push([blob.hash, locations[index]]);
+  }
+}
+
+export interface BlockChanges {
+  /** Ascending. */
+  blocks: Float64Array;
+  /** 32 bytes for each. */
+  hashes: Buffer;
+  /** Ranges that are zero where no block above says otherwise; ascending, disjoint. */
+  zeroed: { first: number; count: number }[];
+}
+
+/** Hashes and stores the blocks; `source.read` fills a buffer with the content of changed block number i. */
+export async function storeBlocks(
+  writer: BlobWriter,
+  blocks: Float64Array,
+  source: BlockSource,
+  statistics: BlobStatistics,
+  pause: Pause,
+): Promise<Buffer> {
+  const hashes = Buffer.alloc(blocks.length * 32);
+  const run = Buffer.alloc(SLICE * BLOCK_SIZE);
+  for (let first = 0; first < blocks.length; first += SLICE) {
+    const count = Math.min(SLICE, blocks.length - first);
+    source.read(first, count, run);
+    for (let index = 0; index < count; index++) {
+      const at = index * BLOCK_SIZE;
+      if (isZeroBlock(run, at)) continue;
+      const bytes = run.subarray(at, at + BLOCK_SIZE);
+      const hash = sha256(bytes);
+      hash.copy(hashes, (first + index) * 32);
+      writer.add(hash, () => Buffer.from(bytes), false);
+    }
+    statistics.blocks += count;
+    await writer.room();
+    await pause();
+  }
+  return hashes;
+}
+
+/** The new root of a tree of `levels` levels with the changes applied. */
+export class TreeUpdate {
+  private cursor = 0;
+  private zero = 0;
+
+  constructor(
+    private readonly nodes: Nodes,
+    private readonly writer: BlobWriter,
+    private readonly changes: BlockChanges,
+    private readonly pause: Pause,
+  ) {}
+
+  async run(root: Buffer, oldLevels: number, levels: number): Promise<Buffer> {
+    let top = root;
+    // The image has grown: its old tree is the first child of the new levels.
+    for (let level = oldLevels; level < levels; level++) {
+      if (isZeroHash(top)) continue;
+      const hashes = Buffer.alloc(FANOUT * 32);
+      top.copy(hashes);
+      top = this.made(level, hashes);
+    }
+    return this.update(levels - 1, top, 0);
+  }
+
+  private made(level: number, hashes: Buffer): Buffer {
+    const bytes = encodeNode(level, hashes);
+    const hash = sha256(bytes);
+    this.writer.add(hash, () => bytes, true);
+    return hash;
+  }
+
+  /** The next change at or after the cursor lies below `end`. */
+  private touches(end: number): boolean {
+    const { blocks } = this.changes;
+    return this.cursor < blocks.length && blocks[this.cursor] < end;
+  }
+
+  /** How a zeroed range meets [first, end). */
+  private zeroing(first: number, end: number): 'none' | 'part' | 'all' {
+    const { zeroed } = this.changes;
+    while (this.zero < zeroed.length && zeroed[this.zero].first + zeroed[this.zero].count <= first) this.zero++;
+    const range = zeroed[this.zero];
+    if (range === undefined || range.first >= end) return 'none';
+    return range.first <= first && range.first + range.count >= end ? 'all' : 'part';
+  }
+
+  private async update(level: number, hash: Buffer, first: number): Promise<Buffer> {
+    const span = FANOUT ** level;
+    const hashes = isZeroHash(hash) ? Buffer.alloc(FANOUT * 32) : Buffer.from(this.nodes.get(hash).hashes);
+    const { blocks } = this.changes;
+    for (let child = 0; child < FANOUT; child++) {
+      const childFirst = first + child * span;
+      const childEnd = childFirst + span;
+      const zeroing = this.zeroing(childFirst, childEnd);
+      const changed = this.touches(childEnd);
+      if (!changed && zeroing === 'none') {
+        if (this.cursor >= blocks.length && this.zero >= this.changes.zeroed.length) break;
+        continue;
+      }
+      const at = child * 32;
+      if (zeroing === 'all') hashes.fill(0, at, at + 32);
+      if (level === 0) {
+        if (changed) this.changes.hashes.copy(hashes, at, this.cursor * 32, ++this.cursor * 32);
+      } else if (changed || zeroing === 'part') {
+        (await this.update(level - 1, hashes.subarray(at, at + 32), childFirst)).copy(hashes, at);
+      }
+    }
+    if (level === 0) await this.pause();
+    if (isZeroHash(hashes, 0) && hashes.equals(EMPTY)) return ZERO_HASH;
+    return this.made(level, hashes);
+  }
+}
+
+const EMPTY = Buffer.alloc(FANOUT * 32);

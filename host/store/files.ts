@@ -1,0 +1,120 @@
+// The files that a store is made of, behind an interface that the simulator and the power-cut tests replace.
+//
+// Nothing is durable before sync() of the file and, for a file that was created or removed, syncFolder() have resolved.
+
+import fs from 'node:fs';
+import path from 'node:path';
+
+export interface StoreFile {
+  /** Reads up to `length` bytes at `position`; returns how many there were. */
+  read(target: Uint8Array, at: number, length: number, position: number): number;
+  /** Writes all `length` bytes at `position` or throws. */
+  write(data: Uint8Array, at: number, length: number, position: number): void;
+  /** Makes everything written so far durable. */
+  sync(): Promise<void>;
+  size(): number;
+  close(): void;
+}
+
+export interface Files {
+  open(name: string): StoreFile;
+  /** Makes an empty file; throws when there is one. */
+  create(name: string): StoreFile;
+  /** The names in a folder, sorted; none when there is no such folder. */
+  list(folder: string): string[];
+  remove(name: string): void;
+  rename(from: string, to: string): void;
+  syncFolder(folder: string): Promise<void>;
+}
+
+/** Real files under one folder. */
+export class DiskFiles implements Files {
+  constructor(private readonly root: string) {}
+
+  open(name: string): StoreFile {
+    return new DiskFile(fs.openSync(path.join(this.root, name), 'r+'));
+  }
+
+  create(name: string): StoreFile {
+    const file = path.join(this.root, name);
+    fs.mkdirSync(path.dirname(file), { recursive: true });
+    return new DiskFile(fs.openSync(file, 'wx+'));
+  }
+
+  list(folder: string): string[] {
+    try {
+      return fs.readdirSync(path.join(this.root, folder)).sort();
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+      throw error;
+    }
+  }
+
+  remove(name: string): void {
+    fs.unlinkSync(path.join(this.root, name));
+  }
+
+  rename(from: string, to: string): void {
+    fs.renameSync(path.join(this.root, from), path.join(this.root, to));
+  }
+
+  syncFolder(folder: string): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const fd = fs.openSync(path.join(this.root, folder), 'r');
+      fs.fsync(fd, (error) => {
+        fs.closeSync(fd);
+        if (error) reject(error);
+        else resolve();
+      });
+    });
+  }
+}
+
+class DiskFile implements StoreFile {
+  private syncs = 0;
+  private closed = false;
+
+  constructor(private readonly fd: number) {}
+
+  read(target: Uint8Array, at: number, length: number, position: number): number {
+    let done = 0;
+    while (done < length) {
+      const count = fs.readSync(this.fd, target, at + done, length - done, position + done);
+      if (count === 0) break;
+      done += count;
+    }
+    return done;
+  }
+
+  write(data: Uint8Array, at: number, length: number, position: number): void {
+    for (let done = 0; done < length; ) {
+      done += fs.writeSync(this.fd, data, at + done, length - done, position + done);
+    }
+  }
+
+  sync(): Promise<void> {
+    this.syncs++;
+    return new Promise((resolve, reject) => {
+      fs.fdatasync(this.fd, (error) => {
+        this.syncs--;
+        this.closeWhenIdle();
+        if (error) reject(error);
+        else resolve();
+      });
+    });
+  }
+
+  size(): number {
+    return fs.fstatSync(this.fd).size;
+  }
+
+  /** The descriptor is let go when the last sync has ended, so that its number is not another file's by then. */
+  close(): void {
+    this.closed = true;
+    this.closeWhenIdle();
+  }
+
+  private closeWhenIdle(): void {
+    if (this.closed && this.syncs === 0) fs.closeSync(this.fd);
+  }
+}

@@ -1,0 +1,173 @@
+// The store's index: where each blob lies, and the small records (lines, generations, tags). LMDB on a disk, a map in a simulation.
+
+import { type Database, open, type RootDatabase } from 'lmdb';
+
+/** Where a blob lies; 20 bytes in the index (SPEC.md "Index"). */
+export interface Location {
+  pack: number;
+  /** Of the group in the pack, and of the whole group. */
+  groupOffset: number;
+  groupLength: number;
+  /** Of the blob in the group's decoded payload. */
+  inner: number;
+  length: number;
+  /** Blobs in the group, and which one this is. */
+  count: number;
+  ordinal: number;
+  codec: number;
+}
+
+export const LOCATION_SIZE = 20;
+
+export function encodeLocation(location: Location): Buffer {
+  const bytes = Buffer.alloc(LOCATION_SIZE);
+  bytes.writeUInt32LE(location.pack, 0);
+  bytes.writeUInt32LE(location.groupOffset, 4);
+  bytes.writeUInt32LE(location.groupLength, 8);
+  bytes.writeUInt32LE(location.inner, 12);
+  bytes.writeUInt16LE(location.length, 16);
+  bytes[18] = location.ordinal | (location.codec << 6);
+  bytes[19] = location.count;
+  return bytes;
+}
+
+export function decodeLocation(bytes: Buffer): Location {
+  return {
+    pack: bytes.readUInt32LE(0),
+    groupOffset: bytes.readUInt32LE(4),
+    groupLength: bytes.readUInt32LE(8),
+    inner: bytes.readUInt32LE(12),
+    length: bytes.readUInt16LE(16),
+    ordinal: bytes[18] & 63,
+    codec: bytes[18] >> 6,
+    count: bytes[19],
+  };
+}
+
+/** Changes that become visible and durable together. */
+export interface IndexBatch {
+  blobs: [hash: Buffer, location: Location][];
+  removedBlobs: Buffer[];
+  /** Values are JSON; undefined removes. */
+  records: [key: string, value: unknown][];
+}
+
+export function emptyBatch(): IndexBatch {
+  return { blobs: [], removedBlobs: [], records: [] };
+}
+
+export interface Index {
+  blob(hash: Buffer): Location | null;
+  hasBlob(hash: Buffer): boolean;
+  blobCount(): number;
+  record(key: string): unknown;
+  /** Records whose key begins with `prefix`, in the order of their keys. */
+  records(prefix: string): [key: string, value: unknown][];
+  /** All or nothing, durable when it resolves. */
+  apply(batch: IndexBatch): Promise<void>;
+  close(): Promise<void>;
+}
+
+export class LmdbIndex implements Index {
+  private readonly root: RootDatabase<Buffer, Buffer>;
+  private readonly blobs: Database<Buffer, Buffer>;
+  private readonly small: Database<Buffer, string>;
+
+  constructor(folder: string) {
+    this.root = open<Buffer, Buffer>({
+      path: folder,
+      noSubdir: false,
+      keyEncoding: 'binary',
+      encoding: 'binary',
+      maxDbs: 4,
+      // A commit is over when it is durable, not before.
+      overlappingSync: false,
+    });
+    this.blobs = this.root.openDB<Buffer, Buffer>({ name: 'blobs', keyEncoding: 'binary', encoding: 'binary' });
+    this.small = this.root.openDB<Buffer, string>({ name: 'records', encoding: 'binary' });
+  }
+
+  blob(hash: Buffer): Location | null {
+    const bytes = this.blobs.getBinaryFast(hash);
+    return bytes === undefined ? null : decodeLocation(bytes as unknown as Buffer);
+  }
+
+  hasBlob(hash: Buffer): boolean {
+    return this.blobs.doesExist(hash);
+  }
+
+  blobCount(): number {
+    return (this.blobs.getStats() as { entryCount: number }).entryCount;
+  }
+
+  record(key: string): unknown {
+    const bytes = this.small.get(key);
+    return bytes === undefined ? undefined : JSON.parse(bytes.toString());
+  }
+
+  records(prefix: string): [key: string, value: unknown][] {
+    const found: [string, unknown][] = [];
+    for (const { key, value } of this.small.getRange({ start: prefix, end: `${prefix}\uffff` })) {
+      found.push([key, JSON.parse(value.toString())]);
+    }
+    return found;
+  }
+
+  async apply(batch: IndexBatch): Promise<void> {
+    await this.root.transaction(() => {
+      for (const [hash, location] of batch.blobs) this.blobs.put(hash, encodeLocation(location));
+      for (const hash of batch.removedBlobs) this.blobs.remove(hash);
+      for (const [key, value] of batch.records) {
+        if (value === undefined) this.small.remove(key);
+        else this.small.put(key, Buffer.from(JSON.stringify(value)));
+      }
+    });
+    await this.root.flushed;
+  }
+
+  async close(): Promise<void> {
+    await this.root.close();
+  }
+}
+
+/** The same in memory. */
+export class MemoryIndex implements Index {
+  readonly blobsByHash = new Map<string, Location>();
+  readonly recordsByKey = new Map<string, string>();
+
+  blob(hash: Buffer): Location | null {
+    return this.blobsByHash.get(hash.toString('latin1')) ?? null;
+  }
+
+  hasBlob(hash: Buffer): boolean {
+    return this.blobsByHash.has(hash.toString('latin1'));
+  }
+
+  blobCount(): number {
+    return this.blobsByHash.size;
+  }
+
+  record(key: string): unknown {
+    const text = this.recordsByKey.get(key);
+    return text === undefined ? undefined : JSON.parse(text);
+  }
+
+  records(prefix: string): [key: string, value: unknown][] {
+    const keys = [...this.recordsByKey.keys()].filter((key) => key.startsWith(prefix)).sort();
+    return keys.map((key) => [key, JSON.parse(this.recordsByKey.get(key)!)]);
+  }
+
+  apply(batch: IndexBatch): Promise<void> {
+    for (const [hash, location] of batch.blobs) this.blobsByHash.set(hash.toString('latin1'), location);
+    for (const hash of batch.removedBlobs) this.blobsByHash.delete(hash.toString('latin1'));
+    for (const [key, value] of batch.records) {
+      if (value === undefined) this.recordsByKey.delete(key);
+      else this.recordsByKey.set(key, JSON.stringify(value));
+    }
+    return Promise.resolve();
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+}

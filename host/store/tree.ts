@@ -1,0 +1,383 @@
+// The Merkle tree of a generation: its nodes, its shape, reading through it, and the difference of two.
+//
+// Leaves are 4 KiB blocks; a node has 64 children: of 256 KiB, 16 MiB, 1 GiB, 64 GiB, 4 TiB, … A wide node costs more at every small
+// change (all of it is hashed and stored again), a narrow one costs more steps; 64 children make a node of 2 KiB, half a block.
+// A subtree of zeroes has the hash 0 and is stored nowhere. Nodes are stored uncompressed (hashes do not compress), so walking the
+// tree never waits.
+
+import type { Done } from '../server/export.js';
+import { CODEC_NONE } from './codec.js';
+import type { Index } from './index.js';
+import type { Overlay } from './overlay.js';
+import { checkBlob, DamagedError, Packs, sha256 } from './pack.js';
+
+export const BLOCK_SIZE = 4096;
+export const FANOUT = 64;
+const HASH = 32;
+const NODE_MAGIC = 0x314e4252; // "RBN1"
+const NODE_HEADER = 16;
+export const ZERO_HASH = Buffer.alloc(HASH);
+const ZERO_BYTES = Buffer.alloc(BLOCK_SIZE);
+/** Nodes kept in memory by hash: 2 KiB each and their book-keeping. */
+const NODES_MAX = 8192;
+/** Leaves that all views together remember: 256 KiB of image each, about 3 KiB of memory. */
+const LEAVES_MAX = 32768;
+
+export function blocksOf(size: number): number {
+  return Math.ceil(size / BLOCK_SIZE);
+}
+
+/** Levels of nodes above the blocks; at least one. */
+export function levelsOf(size: number): number {
+  let levels = 1;
+  for (let span = FANOUT; span < blocksOf(size); span *= FANOUT) levels++;
+  return levels;
+}
+
+export function isZeroHash(hash: Buffer, at = 0): boolean {
+  return hash.readUInt32LE(at) === 0 && hash.compare(ZERO_HASH, 0, HASH, at, at + HASH) === 0;
+}
+
+// What is known of a leaf's block.
+const ZERO = 0;
+const UNRESOLVED = 1;
+const RAW = 2;
+const PACKED = 3;
+
+export class Node {
+  readonly level: number;
+  /** 64 hashes; 0 for no child. */
+  readonly hashes: Buffer;
+  /** Level 0 only: where each block lies, found when first read. */
+  readonly state: Uint8Array;
+  readonly pack: Uint32Array;
+  readonly offset: Uint32Array;
+
+  constructor(level: number, hashes: Buffer) {
+    this.level = level;
+    this.hashes = hashes;
+    const places = level === 0 ? FANOUT : 0;
+    this.state = new Uint8Array(places);
+    this.pack = new Uint32Array(places);
+    this.offset = new Uint32Array(places);
+    for (let child = 0; child < places; child++)
+      this.state[child] = isZeroHash(hashes, child * HASH) ? ZERO : UNRESOLVED;
+  }
+
+  child(index: number): Buffer {
+    return this.hashes.subarray(index * HASH, (index + 1) * HASH);
+  }
+}
+
+/** A node as it is hashed and stored: magic, level, number of children, 0 0, bitmap of 64, the hashes of the children there are. */
+export function encodeNode(level: number, hashes: Buffer): Buffer {
+  const bytes = Buffer.alloc(NODE_HEADER + FANOUT * HASH);
+  let count = 0;
+  for (let child = 0; child < FANOUT; child++) {
+    if (isZeroHash(hashes, child * HASH)) continue;
+    bytes[8 + (child >> 3)] |= 1 << (child & 7);
+    hashes.copy(bytes, NODE_HEADER + count * HASH, child * HASH, (child + 1) * HASH);
+    count++;
+  }
+  bytes.writeUInt32LE(NODE_MAGIC, 0);
+  bytes[4] = level;
+  bytes[5] = count;
+  return bytes.subarray(0, NODE_HEADER + count * HASH);
+}
+
+export function decodeNode(bytes: Buffer): Node {
+  if (bytes.length < NODE_HEADER || bytes.readUInt32LE(0) !== NODE_MAGIC)
+    throw new DamagedError('a blob is not a tree node');
+  const hashes = Buffer.alloc(FANOUT * HASH);
+  let at = NODE_HEADER;
+  for (let child = 0; child < FANOUT; child++) {
+    if ((bytes[8 + (child >> 3)] & (1 << (child & 7))) === 0) continue;
+    bytes.copy(hashes, child * HASH, at, at + HASH);
+    at += HASH;
+  }
+  if (at !== bytes.length || bytes[5] !== (at - NODE_HEADER) / HASH)
+    throw new DamagedError('a tree node has a wrong length');
+  return new Node(bytes[4], hashes);
+}
+
+/** Finds nodes by hash, in memory or in the packs. */
+export class Nodes {
+  private readonly nodes = new Map<string, Node>();
+  /** Nodes that have been made and are not in the index yet. */
+  readonly fresh = new Map<string, Buffer>();
+
+  constructor(
+    readonly index: Index,
+    readonly packs: Packs,
+  ) {}
+
+  get(hash: Buffer): Node {
+    const key = hash.toString('latin1');
+    let node = this.nodes.get(key);
+    if (node !== undefined) return node;
+    node = decodeNode(this.fresh.get(key) ?? this.load(hash));
+    this.nodes.set(key, node);
+    if (this.nodes.size > NODES_MAX) {
+      let surplus = NODES_MAX / 8;
+      for (const oldest of this.nodes.keys()) {
+        this.nodes.delete(oldest);
+        if (--surplus === 0) break;
+      }
+    }
+    return node;
+  }
+
+  /** Keeps a node that was made for a comparison where get() finds it. */
+  remember(hash: Buffer, node: Node): void {
+    this.nodes.set(hash.toString('latin1'), node);
+  }
+
+  private load(hash: Buffer): Buffer {
+    const location = this.index.blob(hash);
+    if (location === null) throw new DamagedError(`tree node ${hash.toString('hex')} is missing`);
+    if (location.codec !== CODEC_NONE) throw new DamagedError(`tree node ${hash.toString('hex')} is compressed`);
+    const bytes = Buffer.allocUnsafe(location.length);
+    this.packs.readRaw(location.pack, Packs.rawOffset(location), bytes, 0, location.length);
+    checkBlob(hash, bytes, location);
+    return bytes;
+  }
+
+  /** Blobs have moved: forget where everything lies. */
+  forget(): void {
+    this.nodes.clear();
+    for (const view of this.views) view.forget();
+  }
+
+  readonly views = new Set<TreeView>();
+}
+
+/** One generation, for reading. */
+export class TreeView {
+  private readonly leaves = new Map<number, Node | null>();
+  private readonly levels: number;
+
+  constructor(
+    private readonly nodes: Nodes,
+    readonly root: Buffer,
+    readonly size: number,
+  ) {
+    this.levels = levelsOf(size);
+    nodes.views.add(this);
+  }
+
+  close(): void {
+    this.nodes.views.delete(this);
+    this.leaves.clear();
+  }
+
+  forget(): void {
+    this.leaves.clear();
+  }
+
+  /** Takes over what an older view of the same line knows of leaves that have not changed. */
+  adopt(older: TreeView, changes: Overlay): void {
+    if (older.levels !== this.levels || changes.ranges().length > 0) return;
+    const changed = new Set<number>();
+    for (const block of changes.blocks.keys()) changed.add(Math.floor(block / FANOUT));
+    for (const [index, leaf] of older.leaves) if (!changed.has(index)) this.leaves.set(index, leaf);
+  }
+
+  /** The node above 64 blocks, null when they are all zero. */
+  leaf(index: number): Node | null {
+    const known = this.leaves.get(index);
+    if (known !== undefined) return known;
+    let hash = this.root;
+    let found: Node | null = null;
+    for (let level = this.levels - 1; level >= 0 && !isZeroHash(hash); level--) {
+      const node = this.nodes.get(hash);
+      if (node.level !== level)
+        throw new DamagedError(`tree node ${hash.toString('hex')} has level ${node.level}, not ${level}`);
+      if (level === 0) found = node;
+      else hash = node.child(Math.floor(index / FANOUT ** (level - 1)) % FANOUT);
+    }
+    if (this.leaves.size >= Math.max(64, LEAVES_MAX / this.nodes.views.size)) {
+      for (const oldest of this.leaves.keys()) {
+        this.leaves.delete(oldest);
+        break;
+      }
+    }
+    this.leaves.set(index, found);
+    return found;
+  }
+
+  /** Fills target[at, at + length) with the image's bytes from `position` on. */
+  read(position: number, target: Buffer, at: number, length: number): Done {
+    while (length > 0) {
+      const block = Math.floor(position / BLOCK_SIZE);
+      const within = position % BLOCK_SIZE;
+      const leaf = this.leaf(Math.floor(block / FANOUT));
+      const child = block % FANOUT;
+      let count = Math.min(BLOCK_SIZE - within, length);
+      if (leaf === null) {
+        count = Math.min((FANOUT - child) * BLOCK_SIZE - within, length);
+        target.fill(0, at, at + count);
+      } else {
+        if (leaf.state[child] === UNRESOLVED) this.resolve(leaf, child);
+        const state = leaf.state[child];
+        if (state === RAW) {
+          // Blocks that lie one after the other in the pack are one read.
+          for (let next = child + 1; next < FANOUT && count < length && isNext(leaf, next); next++) {
+            count = Math.min(count + BLOCK_SIZE, length);
+          }
+          this.nodes.packs.readRaw(leaf.pack[child], leaf.offset[child] + within, target, at, count);
+        } else if (state === ZERO) {
+          target.fill(0, at, at + count);
+        } else {
+          const location = this.locate(leaf, child);
+          const payload = this.nodes.packs.cached(location);
+          if (payload === null) return this.readSlowly(position, target, at, length);
+          payload.copy(target, at, location.inner + within, location.inner + within + count);
+        }
+      }
+      position += count;
+      at += count;
+      length -= count;
+    }
+    return undefined;
+  }
+
+  /** Decodes the group that the first block lies in, then goes on. */
+  private async readSlowly(position: number, target: Buffer, at: number, length: number): Promise<void> {
+    const block = Math.floor(position / BLOCK_SIZE);
+    for (let attempt = 0; ; attempt++) {
+      const leaf = this.leaf(Math.floor(block / FANOUT))!;
+      try {
+        await this.nodes.packs.decode(this.locate(leaf, block % FANOUT));
+        break;
+      } catch (error) {
+        // Garbage collection may have moved the group between the look-up and the read.
+        if (attempt > 0) throw error;
+        this.forget();
+      }
+    }
+    await this.read(position, target, at, length);
+  }
+
+  private locate(leaf: Node, child: number) {
+    const hash = leaf.child(child);
+    const location = this.nodes.index.blob(hash);
+    if (location === null) throw new DamagedError(`block ${hash.toString('hex')} is missing`);
+    return location;
+  }
+
+  /** Finds where a block lies and checks it against its hash; after that the page cache is trusted. */
+  private resolve(leaf: Node, child: number): void {
+    const location = this.locate(leaf, child);
+    if (location.codec !== CODEC_NONE) {
+      leaf.state[child] = PACKED;
+      return;
+    }
+    const offset = Packs.rawOffset(location);
+    this.nodes.packs.readRaw(location.pack, offset, SCRATCH, 0, BLOCK_SIZE);
+    checkBlob(leaf.child(child), SCRATCH, location);
+    leaf.pack[child] = location.pack;
+    leaf.offset[child] = offset;
+    leaf.state[child] = RAW;
+  }
+
+  /** The hash of a block, ZERO_HASH for zeroes. */
+  hashOf(block: number): Buffer {
+    const leaf = this.leaf(Math.floor(block / FANOUT));
+    return leaf === null ? ZERO_HASH : leaf.child(block % FANOUT);
+  }
+
+  /** From `block` on: is it stored, and for how many blocks (at most `most`) is the answer the same for certain? */
+  allocation(block: number, most: number): { allocated: boolean; count: number } {
+    let hash = this.root;
+    for (let level = this.levels - 1; level >= 0; level--) {
+      // The hash stands for 64^(level + 1) blocks here.
+      if (isZeroHash(hash)) return { allocated: false, count: Math.min(most, restOf(block, FANOUT ** (level + 1))) };
+      if (level > 0) {
+        hash = this.nodes.get(hash).child(Math.floor(block / FANOUT ** level) % FANOUT);
+        continue;
+      }
+      const node = this.nodes.get(hash);
+      const child = block % FANOUT;
+      const allocated = node.state[child] !== ZERO;
+      let count = 1;
+      while (count < most && child + count < FANOUT && (node.state[child + count] !== ZERO) === allocated) count++;
+      return { allocated, count };
+    }
+    throw new Error('a tree without levels');
+  }
+}
+
+const SCRATCH = Buffer.alloc(BLOCK_SIZE);
+
+function isNext(leaf: Node, child: number): boolean {
+  return (
+    leaf.state[child] === RAW &&
+    leaf.pack[child] === leaf.pack[child - 1] &&
+    leaf.offset[child] === leaf.offset[child - 1] + BLOCK_SIZE
+  );
+}
+
+function restOf(block: number, span: number): number {
+  return span - (block % span);
+}
+
+export function isZeroBlock(bytes: Buffer, at = 0): boolean {
+  return (
+    bytes.readUInt32LE(at) === 0 &&
+    bytes.readUInt32LE(at + BLOCK_SIZE - 4) === 0 &&
+    bytes.compare(ZERO_BYTES, 0, BLOCK_SIZE, at, at + BLOCK_SIZE) === 0
+  );
+}
+
+export interface BlockRange {
+  first: number;
+  count: number;
+}
+
+/** The block ranges in which two trees differ, in order. Only subtrees that differ are visited. */
+export function* difference(nodes: Nodes, a: TreeView, b: TreeView): Generator<BlockRange> {
+  const levels = Math.max(levelsOf(a.size), levelsOf(b.size));
+  let open: BlockRange | null = null;
+  const rootA = raise(nodes, a, levels);
+  const rootB = raise(nodes, b, levels);
+  for (const range of differ(nodes, rootA, rootB, levels - 1, 0)) {
+    if (open !== null && open.first + open.count === range.first) open.count += range.count;
+    else {
+      if (open !== null) yield open;
+      open = range;
+    }
+  }
+  if (open !== null) yield open;
+}
+
+/** A tree of fewer levels, seen as one of more: nodes with one child on top. */
+function raise(nodes: Nodes, view: TreeView, levels: number): Node | null {
+  if (isZeroHash(view.root)) return null;
+  let top = nodes.get(view.root);
+  for (let level = levelsOf(view.size); level < levels; level++) {
+    const bytes = encodeNode(top.level, top.hashes);
+    const hash = sha256(bytes);
+    // The nodes below the new top are not stored anywhere: differ() asks for them by hash.
+    if (level > levelsOf(view.size)) nodes.remember(hash, top);
+    const hashes = Buffer.alloc(FANOUT * HASH);
+    hash.copy(hashes);
+    top = new Node(level, hashes);
+  }
+  return top;
+}
+
+function* differ(nodes: Nodes, a: Node | null, b: Node | null, level: number, first: number): Generator<BlockRange> {
+  const span = FANOUT ** level;
+  for (let child = 0; child < FANOUT; child++) {
+    const hashA = a === null ? ZERO_HASH : a.child(child);
+    const hashB = b === null ? ZERO_HASH : b.child(child);
+    if (hashA.equals(hashB)) continue;
+    if (level === 0) {
+      yield { first: first + child, count: 1 };
+    } else {
+      const nodeA = isZeroHash(hashA) ? null : nodes.get(hashA);
+      const nodeB = isZeroHash(hashB) ? null : nodes.get(hashB);
+      yield* differ(nodes, nodeA, nodeB, level - 1, first + child * span);
+    }
+  }
+}
