@@ -19,10 +19,10 @@ export enum OperationState {
   ABANDONED = 4,
 }
 
-assert(OPERATIONS_MAX <= STORE_OPERATIONS_SIZE);
+assert(<u32>OPERATIONS_MAX <= STORE_OPERATIONS_SIZE);
 
 export function initDevice(): void {
-  memory.fill(STORE_OPERATIONS, OperationState.FREE, STORE_OPERATIONS_SIZE);
+  memory.fill(STORE_OPERATIONS, <u8>OperationState.FREE, STORE_OPERATIONS_SIZE);
 }
 
 export function deviceBlocks(): u32 {

@@ -13,6 +13,7 @@ import {
   ROW_HITS,
   ROW_LIVE,
   ROW_VOID,
+  ROW_WRITE,
   rowDirty,
   rowFlags,
   rowIs,
@@ -20,7 +21,7 @@ import {
   rowValid,
   tableRemove,
 } from './block-table';
-import { RecordKind, SEGMENT_BLOCKS, SEGMENT_RECORD_BLOCKS } from './format';
+import { RECORD_DIRTY, RecordKind, SEGMENT_BLOCKS, SEGMENT_RECORD_BLOCKS } from './format';
 import {
   firstRecord,
   logDropTail,
@@ -32,7 +33,7 @@ import {
   logTailSegment,
   segmentPlace,
 } from './record-log';
-import { initRelocate, relocateStep, relocationAdd, relocationCount, relocationSequence } from './relocate';
+import { initRelocate, relocateStep, relocationAdd, relocationCancel, relocationCarry, relocationCount, relocationSequence } from './relocate';
 
 /** Free segments that only merging may use. */
 export const SEGMENTS_RESERVED: u32 = 3;
@@ -123,15 +124,6 @@ export function mergeSequence(): u64 {
   return relocationSequence();
 }
 
-let sectorsMerged: u64 = 0;
-
-/** Sectors that the PC wrote in records that are merged: they are counted until the epoch that they belong to is committed. */
-export function takeSectorsMerged(): u64 {
-  const sectors = sectorsMerged;
-  sectorsMerged = 0;
-  return sectors;
-}
-
 /** Starts to move the newest copies of uncommitted blocks out of the oldest segment. */
 export function mergeStart(): void {
   assert(state == ReclaimState.IDLE);
@@ -139,10 +131,15 @@ export function mergeStart(): void {
   for (let i: u32 = 0; i < SEGMENT_RECORD_BLOCKS; i++) {
     const row = tailRow(i);
     if (rowIs(row, ROW_LIVE) && rowDirty(row) != 0) relocationAdd(row);
-    if (rowIs(row, ROW_HEADER) && rowValid(row) == RecordKind.WRITE && !rowIs(row, ROW_VOID)) sectorsMerged += rowKey(row);
+    if (rowIs(row, ROW_HEADER) && isUncommittedHeader(row)) relocationCarry(rowKey(row));
   }
   state = ReclaimState.MERGE;
   statistics.merges += 1;
+}
+
+function isUncommittedHeader(row: u32): bool {
+  const isWrite = rowValid(row) == RecordKind.WRITE || (rowDirty(row) & RECORD_DIRTY) != 0;
+  return isWrite && !rowIs(row, ROW_VOID) && rowIs(row + 1, ROW_WRITE) && rowDirty(row + 1) != 0;
 }
 
 function mergeOn(): bool {

@@ -65,11 +65,9 @@ class Staged {
   row: u32; // 12
   /** Header and data. */
   blocks: u32; // 16
-  state: u8; // 20
-  operation: u8; // 21
-  tries: u8; // 22
-  reserved: u8; // 23
-  reserved1: u64; // 24
+  state: StagedState; // 20
+  operation: i32; // 24
+  tries: u32; // 28
 }
 
 assert(offsetof<Staged>() == STAGED_SIZE);
@@ -336,6 +334,15 @@ export function recordData(i: u32): usize {
   return buildAddress + <usize>(1 + i) * BLOCK_SIZE;
 }
 
+/** Where data block `i` of the record that was built last lies, and its valid mask. */
+export function recordAddress(i: u32): usize {
+  return buildAddress + <usize>(1 + i) * BLOCK_SIZE;
+}
+
+export function recordMask(i: u32): u8 {
+  return recordEntry(buildAddress, i).valid;
+}
+
 /** Says what data block `i` is: its data must be complete. */
 export function recordSetEntry(i: u32, block: u32, valid: u8, dirty: u8, flags: u8): void {
   assert(i < buildBlocks);
@@ -497,7 +504,7 @@ function issueWrites(): bool {
     if (record.state == StagedState.QUEUED) {
       const operation = deviceWrite(rowBlock(record.row), record.blocks, record.address);
       if (operation < 0) break;
-      record.operation = <u8>operation;
+      record.operation = operation;
       record.state = StagedState.WRITING;
       statistics.storeBlocksWritten += record.blocks;
       any = true;
@@ -525,7 +532,7 @@ function takeWritten(): bool {
     record.state = StagedState.QUEUED;
     record.tries += 1;
     stagedIssued = i;
-    if (<u32>record.tries >= TRIES_MAX) fail('write', rowBlock(record.row), record.blocks);
+    if (record.tries >= TRIES_MAX) fail('write', rowBlock(record.row), record.blocks);
     break;
   }
   while (writtenSequence + 1 < nextSequence) {

@@ -36,7 +36,7 @@ let lastSequence: u64 = 0;
 export function initRelocate(): void {
   count = 0;
   begun = false;
-  lastSequence = 0;
+  lastSequence = sectorsCarried = 0;
 }
 
 export function relocationCount(): u32 {
@@ -48,8 +48,15 @@ export function relocationAdd(row: u32): void {
   assert(!begun);
   assert(count < RECORD_ENTRIES_MAX);
   store<u32>(ROWS + (<usize>count << 2), row);
-  store<u8>(STATES + count, BlockState.WAITING);
+  store<u8>(STATES + count, <u8>BlockState.WAITING);
   count += 1;
+}
+
+/** Sectors that the PC wrote in records that go: the next dirty record carries them on, so that the lag is never too low. */
+let sectorsCarried: u64 = 0;
+
+export function relocationCarry(sectors: u32): void {
+  sectorsCarried += sectors;
 }
 
 /** Forgets what was added; false when it is on its way already. */
@@ -90,7 +97,7 @@ function readBlocks(): bool {
     const state = <BlockState>load<u8>(STATES + i);
     if (state == BlockState.WAITING) moved = start(i) || moved;
     else if (state == BlockState.READING) moved = take(i) || moved;
-    if (load<u8>(STATES + i) < BlockState.HERE) left += 1;
+    if (<BlockState>load<u8>(STATES + i) < BlockState.HERE) left += 1;
   }
   if (left == 0) finish();
   return moved || left == 0;
@@ -144,9 +151,11 @@ function finish(): void {
     recordSetEntry(entry, rowKey(row), rowValid(row), dirtyRecord ? rowDirty(row) : 0, lost ? ENTRY_LOST : 0);
     entry += 1;
   }
-  lastSequence = recordFinish(RecordKind.RELOCATE, dirtyRecord ? RECORD_DIRTY : 0, 0);
+  const carried = dirtyRecord ? <u32>min<u64>(sectorsCarried, 0xfffffffe) : 0;
+  lastSequence = recordFinish(RecordKind.RELOCATE, dirtyRecord ? RECORD_DIRTY : 0, carried);
+  sectorsCarried -= carried;
   begun = false;
   count -= blocksInRecord;
   memory.copy(ROWS, ROWS + (<usize>blocksInRecord << 2), <usize>count << 2);
-  memory.fill(STATES, BlockState.WAITING, count);
+  memory.fill(STATES, <u8>BlockState.WAITING, count);
 }

@@ -40,7 +40,7 @@ import { NbdError, NbdState, nbdRelease, nbdRestart, nbdSetPiece, nbdState, nbdU
 
 /** Some of the 16 requests are left for reads. */
 export const JOBS_MAX: u32 = 12;
-const JOB_SIZE: u32 = 40;
+const JOB_SIZE: u32 = 48;
 const BUFFER_BLOCKS: u32 = NBD_REQUEST_SIZE_MAX / BLOCK_SIZE;
 
 export const SENDER_SIZE: u32 = BLOCK_SIZE + JOBS_MAX * NBD_REQUEST_SIZE_MAX;
@@ -65,9 +65,9 @@ class Job {
   sectors: u32; // 24
   operation: i32; // 28
   request: i32; // 32
-  state: u8; // 36
-  tries: u8; // 37
-  reserved: u16; // 38
+  state: JobState; // 36
+  tries: u32; // 40
+  reserved: u32; // 44
 }
 
 assert(offsetof<Job>() == JOB_SIZE);
@@ -102,6 +102,11 @@ export function senderSequence(): u64 {
 /** Number of the first record that the server has not completely confirmed. */
 export function senderConfirmed(): u64 {
   return jobCount == 0 ? sequence : jobAt(0).sequence;
+}
+
+/** Nothing is on its way. */
+export function senderIdle(): bool {
+  return jobCount == 0;
 }
 
 /** True when the store has lost what would have to be sent. */
@@ -185,7 +190,7 @@ function takeRead(job: Job): bool {
  * otherwise. */
 function badRead(job: Job, which: u32, address: usize): void {
   job.tries += 1;
-  if (<u32>job.tries < 3) {
+  if (job.tries < 3) {
     job.operation = deviceRead(rowBlock(job.row), job.rows, job.buffer);
     job.state = JobState.READING;
     return;

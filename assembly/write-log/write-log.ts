@@ -34,7 +34,7 @@ import {
   SEGMENT_RECORD_BLOCKS,
 } from '../local-store/format';
 import { localStoreReady, storeSetCommitted } from '../local-store/local-store';
-import { mergeActive, mergeSequence, mergeStart, SEGMENTS_RESERVED, takeSectorsMerged } from '../local-store/reclaim';
+import { mergeActive, mergeSequence, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
 import {
   firstRecord,
   logCommitted,
@@ -72,6 +72,7 @@ import {
   initSender,
   SENDER_SIZE,
   senderConfirmed,
+  senderIdle,
   senderReset,
   senderSequence,
   senderSetEpochEnd,
@@ -111,8 +112,6 @@ let epochFloor: u64 = 0;
 let flushRequest: i32 = -1;
 let closeWanted: bool = false;
 let connection: u32 = 0;
-/** Sectors of merged records; they are committed with the epoch that ends behind epochFloor. */
-let mergedSectors: u64 = 0;
 
 // The PC's command.
 let commandOpen: bool = false;
@@ -134,7 +133,6 @@ export function initWriteLog(arena: usize): void {
   flushRequest = -1;
   closeWanted = commandOpen = full = false;
   epochFloor = 0;
-  mergedSectors = 0;
   connection = nbdConnection();
   setAcknowledgementPoint(settings.acknowledgementPoint);
 }
@@ -144,6 +142,10 @@ function start(): void {
   running = true;
   headSequence = firstRecord(logTailSegment());
   headRow = segmentPlace(logTailSegment()) * SEGMENT_BLOCKS;
+  while (headSequence < max(logCommitted() + 1, logNeeded())) {
+    headRow = rowAfter(settled(headRow));
+    headSequence += 1;
+  }
   dirtyRecords = recoveredDirtyRecords();
   statistics.storeBlocksDirty = recoveredDirtyBlocks();
   statistics.lagBytes = recoveredDirtySectors() * SECTOR_SIZE;
@@ -157,7 +159,7 @@ function start(): void {
 
 /** Switches the acknowledgement point; false when there is no such point. */
 export function setAcknowledgementPoint(which: u32): bool {
-  if (which > AcknowledgementPoint.REMOTE_STORED) return false;
+  if (which > <u32>AcknowledgementPoint.REMOTE_STORED) return false;
   point = which;
   statistics.acknowledgementPoint = which;
   return true;
@@ -200,7 +202,7 @@ function acknowledgementDelayLeft(): u32 {
 /** Takes a write, copying its data; false when that must wait: call again with the same arguments. `more`: the PC's command
  * goes on with the next call. */
 export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool): bool {
-  if (!running) return false;
+  if (!running || (endWanted && !endCommand())) return false;
   if (statistics.lagBytes == 0) statistics.lagSinceMs = clock_ms();
   logSetLagMs(lagMs());
   if (!append(lba, count, source, !commandOpen, !more)) {
@@ -303,6 +305,7 @@ export function writeLogStep(): bool {
 /** Number of the record behind the last that may be sent now. An open epoch is sent early only when a write waits for the
  * server: otherwise what is overwritten soon need not be sent at all. */
 function sendEnd(): u64 {
+  if (holdSending) return 0;
   if (flushState != FlushState.NONE) return epochEnd;
   return effectivePoint() >= AcknowledgementPoint.SENT ? logNextSequence() : headSequence;
 }
@@ -329,7 +332,7 @@ function closeWhenDue(): bool {
     if (!commandOpen && flushState == FlushState.NONE && headSequence != logNextSequence()) catchUp();
     return false;
   }
-  if (flushState != FlushState.NONE || commandOpen || !nbdUp() || mergeActive()) return false;
+  if (flushState != FlushState.NONE || commandOpen || holdSending || !nbdUp() || mergeActive()) return false;
   const due =
     closeWanted || lagMs() >= settings.epochAgeMs || statistics.lagBytes >= <u64>settings.epochSizeBytes;
   if (!due) return false;
@@ -401,17 +404,13 @@ function release(): void {
     headRow = settled(headRow);
     if (needsServer(headRow)) {
       dirtyRecords -= 1;
-      if (rowValid(headRow) == RecordKind.WRITE) sectors += rowKey(headRow);
+      sectors += rowKey(headRow);
       for (let row = headRow + 1; isData(row); row++) commitRow(row);
     }
     headRow = rowAfter(headRow);
     headSequence += 1;
   }
-  if (epochEnd >= epochFloor) {
-    sectors += mergedSectors;
-    mergedSectors = 0;
-  }
-  statistics.lagBytes -= sectors * SECTOR_SIZE;
+  statistics.lagBytes -= min(sectors * SECTOR_SIZE, statistics.lagBytes);
   statistics.epochsCommitted += 1;
   flushState = FlushState.NONE;
   logSetCommitted(epochEnd - 1);
@@ -491,20 +490,31 @@ function sayCommitted(): bool {
 
 /** Merges uncommitted blocks, newest copies only, when nothing else makes room. */
 function mergeWhenFull(): bool {
+  if (!full) holdSending = false;
   if (mergeActive() || !full || commandOpen || flushState == FlushState.SENT) return false;
   if (logFreeSegments() > SEGMENTS_RESERVED || tailIsCommitted()) return false;
   const waited = clock_ms() - max(fullSinceMs, committedMs);
   if (nbdUp() && waited < MERGE_PATIENCE_MS) return false;
   if (!mergeWorthwhile()) return false;
+  // Nothing may be on its way out of the segment that goes.
+  if (!senderIdle()) {
+    if (!holdSending) senderReset(headSequence, headRow);
+    holdSending = true;
+    return false;
+  }
   // One epoch from now on, to its end: what is moved belongs to both ends of it.
+  if (flushState == FlushState.WAITING) epochFloor = max(epochFloor, epochEnd);
   flushState = FlushState.NONE;
   closeWanted = true;
+  holdSending = false;
   mergeStart();
   merging = true;
   return true;
 }
 
 let merging: bool = false;
+/** Nothing is sent until what is on its way has ended. */
+let holdSending: bool = false;
 
 function tailIsCommitted(): bool {
   return firstRecord(logTailSegment() + 1) <= logNeeded();
@@ -519,7 +529,6 @@ function mergeWorthwhile(): bool {
 function afterMerge(): bool {
   if (!merging || mergeActive()) return false;
   merging = false;
-  mergedSectors += takeSectorsMerged();
   epochFloor = max(epochFloor, mergeSequence() + 1);
   recountDirtyRecords();
   return true;

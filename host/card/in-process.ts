@@ -8,8 +8,10 @@ import { FrontEnd } from '../front-end/front-end.js';
 import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
 import { crc32c } from './crc32c.js';
 import type { NetworkPath } from './network.js';
-import { type CardSettings, encodeSettings } from './settings.js';
-import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
+import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint, type CardSettings, encodeSettings } from './settings.js';
+import { type CardStatistics, decodeStatistics, type StoreError, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
+import { type BlockStore, StoreImports } from './store.js';
+import { MemoryStore } from './store-memory.js';
 import { type CardNetwork, REAL_WORLD, type World } from './world.js';
 
 const FRONT_END_OFFSET = 0x1000;
@@ -17,6 +19,8 @@ const PAGE_SIZE = 65_536;
 const NO_TIMER = 0xffffffff;
 /** Enough for a PC's working set; the firmware takes any size from 16 MiB up. */
 export const DEFAULT_MEMORY_SIZE = 128 << 20;
+/** Without a store of its own a card has this much in memory. */
+export const DEFAULT_STORE_SIZE = 64 << 20;
 /** How long a card may take to reach its image server at power-on. */
 const START_TIMEOUT_MS = 15_000;
 
@@ -28,13 +32,32 @@ export interface InProcessCardOptions {
   /** Linear memory in bytes, a multiple of 64 KiB. */
   memorySize?: number;
   deviceNumber?: 0 | 1;
+  /** The local store; memory of DEFAULT_STORE_SIZE when absent. The card does not close it. */
+  store?: BlockStore;
   /** Time, chance and network, if not the real ones. */
   world?: World;
 }
 
+/** What to tell whoever powers on a card with a store that it does not use. */
+const STORE_REFUSALS: Record<StoreError, string> = {
+  'too-small': 'the local store is smaller than 17 MiB',
+  foreign: 'the local store holds something else: format it (formatStore) if that is not needed any more',
+  damaged: 'every superblock of the local store is damaged: format it (formatStore), what it held is lost',
+  newer: 'the local store was formatted by a later firmware: update this card, or format it (formatStore)',
+  shrunk: 'the local store is smaller than it was when it was formatted',
+  memory: 'the card has too little memory for a local store of this size: give it more, or a smaller store',
+  'other-image':
+    'the local store holds writes of another image that its image server does not have: start the card with that image ' +
+    'first, or format it (formatStore), which loses them',
+  'log-damaged':
+    'the local store has lost writes that the image server does not have: format it (formatStore) to go on without them',
+  device: 'the local store does not answer',
+};
+
 interface FirmwareExports {
   init(): number;
   step(): number;
+  set_acknowledgement_point(point: number): number;
 }
 
 export class InProcessCard implements Card {
@@ -46,6 +69,7 @@ export class InProcessCard implements Card {
   readonly #network: CardNetwork;
   readonly #world: World;
   readonly #record: Uint8Array;
+  readonly #store: BlockStore;
   readonly #firmware: FirmwareExports;
   readonly #settings: CardSettings;
   readonly #path: NetworkPath;
@@ -68,6 +92,7 @@ export class InProcessCard implements Card {
     this.#memory = new WebAssembly.Memory({ initial: size / PAGE_SIZE, maximum: size / PAGE_SIZE });
     this.#bytes = new Uint8Array(this.#memory.buffer);
     this.#world = options.world ?? REAL_WORLD;
+    this.#store = options.store ?? new MemoryStore(DEFAULT_STORE_SIZE);
     this.#network = this.#world.network([options.path]);
     this.#network.onChange = () => this.#step();
     this.#network.onError = (message) => this.onLog('warning', `network: ${message}`);
@@ -85,8 +110,9 @@ export class InProcessCard implements Card {
     this.#step();
     await this.#until(() => this.#started(), START_TIMEOUT_MS);
     if (this.statistics().sectors > 0) return;
-    const { linkState } = this.statistics();
+    const { linkState, storeState, storeError } = this.statistics();
     await this.stop(0);
+    if (storeState === 'refused') throw new Failure(STORE_REFUSALS[storeError ?? 'device']);
     const where =
       'path' in this.#path.address ? this.#path.address.path : `${this.#path.address.host}:${this.#path.address.port}`;
     if (linkState === 'refused') {
@@ -112,9 +138,23 @@ export class InProcessCard implements Card {
     return decodeStatistics(record, this.#world.clockMs());
   }
 
+  /** Switches the acknowledgement point while the card runs. */
+  setAcknowledgementPoint(point: AcknowledgementPoint): void {
+    this.#firmware.set_acknowledgement_point(ACKNOWLEDGEMENT_POINTS.indexOf(point));
+    this.#step();
+  }
+
+  /** Power cut: nothing is finished, nothing is sent any more. */
+  cut(): void {
+    this.#running = false;
+    this.#cancelTimer?.();
+    this.#network.closeAll();
+  }
+
   #started(): boolean {
-    const { sectors, linkState } = this.statistics();
-    return sectors > 0 || linkState === 'refused' || linkState === 'up';
+    const { sectors, linkState, storeState } = this.statistics();
+    if (storeState === 'starting') return false;
+    return sectors > 0 || storeState === 'refused' || linkState === 'refused' || linkState === 'up';
   }
 
   /** Resolves when `condition` holds after a step, or at the time-out. */
@@ -186,6 +226,8 @@ export class InProcessCard implements Card {
   /** The same list as assembly/imports.ts, in the same order. wasm hands u32 values over as signed numbers. */
   #imports(): WebAssembly.Imports {
     const network = this.#network;
+    const store = new StoreImports(this.#store, (address, length) => this.#view(address, length));
+    store.onError = (message) => this.onLog('warning', `local store: ${message}`);
     return {
       env: {
         memory: this.#memory,
@@ -215,6 +257,7 @@ export class InProcessCard implements Card {
           network.receive(stream, this.#view(target >>> 0, capacity >>> 0)),
         net_send: (stream: number, source: number, length: number) =>
           network.send(stream, this.#view(source >>> 0, length >>> 0)),
+        ...store.functions(),
         crc32c: (seed: number, source: number, length: number) =>
           crc32c(this.#view(source >>> 0, length >>> 0), seed >>> 0),
       },
