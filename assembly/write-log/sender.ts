@@ -251,15 +251,14 @@ function send(job: Job): bool {
 
 function makeJobs(end: u64): bool {
   let any = false;
-  const stop = min(end, logStored() + 1);
-  while (sequence < stop && jobCount < JOBS_MAX && !halted) {
+  while (sequence < end && jobCount < JOBS_MAX && !halted) {
     settle();
     if (!atData()) {
       nextRecord();
       any = true;
       continue;
     }
-    if (!makeJob(end)) break;
+    if (sequence > logStored() || !makeJob(end)) break;
     any = true;
   }
   return any;

@@ -10,7 +10,7 @@ import { crc32c } from './crc32c.js';
 import type { NetworkPath } from './network.js';
 import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint, type CardSettings, encodeSettings } from './settings.js';
 import { type CardStatistics, decodeStatistics, type StoreError, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
-import { type BlockStore, StoreImports } from './store.js';
+import { type BlockStore, type StoreDevice, storeDevice, storeImports } from './store.js';
 import { MemoryStore } from './store-memory.js';
 import { type CardNetwork, REAL_WORLD, type World } from './world.js';
 
@@ -33,7 +33,7 @@ export interface InProcessCardOptions {
   memorySize?: number;
   deviceNumber?: 0 | 1;
   /** The local store; memory of DEFAULT_STORE_SIZE when absent. The card does not close it. */
-  store?: BlockStore;
+  store?: BlockStore | StoreDevice;
   /** Time, chance and network, if not the real ones. */
   world?: World;
 }
@@ -69,7 +69,7 @@ export class InProcessCard implements Card {
   readonly #network: CardNetwork;
   readonly #world: World;
   readonly #record: Uint8Array;
-  readonly #store: BlockStore;
+  readonly #store: StoreDevice;
   readonly #firmware: FirmwareExports;
   readonly #settings: CardSettings;
   readonly #path: NetworkPath;
@@ -92,7 +92,9 @@ export class InProcessCard implements Card {
     this.#memory = new WebAssembly.Memory({ initial: size / PAGE_SIZE, maximum: size / PAGE_SIZE });
     this.#bytes = new Uint8Array(this.#memory.buffer);
     this.#world = options.world ?? REAL_WORLD;
-    this.#store = options.store ?? new MemoryStore(DEFAULT_STORE_SIZE);
+    const store = options.store ?? new MemoryStore(DEFAULT_STORE_SIZE);
+    this.#store =
+      'start' in store ? store : storeDevice(store, (message) => this.onLog('warning', `local store: ${message}`));
     this.#network = this.#world.network([options.path]);
     this.#network.onChange = () => this.#step();
     this.#network.onError = (message) => this.onLog('warning', `network: ${message}`);
@@ -226,8 +228,6 @@ export class InProcessCard implements Card {
   /** The same list as assembly/imports.ts, in the same order. wasm hands u32 values over as signed numbers. */
   #imports(): WebAssembly.Imports {
     const network = this.#network;
-    const store = new StoreImports(this.#store, (address, length) => this.#view(address, length));
-    store.onError = (message) => this.onLog('warning', `local store: ${message}`);
     return {
       env: {
         memory: this.#memory,
@@ -257,7 +257,11 @@ export class InProcessCard implements Card {
           network.receive(stream, this.#view(target >>> 0, capacity >>> 0)),
         net_send: (stream: number, source: number, length: number) =>
           network.send(stream, this.#view(source >>> 0, length >>> 0)),
-        ...store.functions(),
+        ...storeImports(
+          this.#store,
+          (address, length) => this.#view(address, length),
+          () => this.#step(),
+        ),
         crc32c: (seed: number, source: number, length: number) =>
           crc32c(this.#view(source >>> 0, length >>> 0), seed >>> 0),
       },

@@ -2,9 +2,26 @@
 
 export const STORE_BLOCK_SIZE = 4096;
 
+/** What the firmware has started. */
+export interface StoreOperation {
+  kind: 'read' | 'write' | 'flush' | 'trim';
+  block: number;
+  count: number;
+  /** The firmware's memory, `count` blocks of it: the device's until it has called done(). Empty for a flush and a trim. */
+  memory: Uint8Array;
+  /** To be called once, inside start() or later. A device that never does has stopped. */
+  done(failed: boolean): void;
+}
+
+/** A block device that may take its time. A write is durable once a flush that started after it was done is done. */
+export interface StoreDevice {
+  /** Size in blocks of 4096 bytes; does not change. */
+  readonly blocks: number;
+  start(operation: StoreOperation): void;
+}
+
 /** A device that is done when the call returns. A throw is an error of the device: the operation has failed. */
 export interface BlockStore {
-  /** Size in blocks of 4096 bytes; does not change. */
   readonly blocks: number;
   read(block: number, target: Uint8Array): void;
   /** Later reads see it; durable once a later flush() has returned. */
@@ -15,52 +32,57 @@ export interface BlockStore {
   close(): void;
 }
 
+/** A BlockStore as a StoreDevice. `onError` hears what the firmware is not told. */
+export function storeDevice(store: BlockStore, onError: (message: string) => void): StoreDevice {
+  return {
+    blocks: store.blocks,
+    start({ kind, block, count, memory, done }) {
+      try {
+        if (kind === 'read') store.read(block, memory);
+        else if (kind === 'write') store.write(block, memory);
+        else if (kind === 'flush') store.flush();
+        else store.trim(block, count);
+      } catch (error) {
+        onError(`${kind} of block ${block}: ${(error as Error).message}`);
+        done(true);
+        return;
+      }
+      done(false);
+    },
+  };
+}
+
 const NONE_COMPLETED = 0xffffffff;
 const FAILED = 0x100;
 
-/** The store group of assembly/imports.ts over a BlockStore: operations end at once, and are reported when the firmware asks. */
-export class StoreImports {
-  onError: (message: string) => void = () => {};
-  readonly #store: BlockStore | null;
-  readonly #view: (address: number, length: number) => Uint8Array;
-  readonly #completed: number[] = [];
-
-  constructor(store: BlockStore | null, view: (address: number, length: number) => Uint8Array) {
-    this.#store = store;
-    this.#view = view;
-  }
-
-  functions(): Record<string, (...args: number[]) => number | undefined> {
-    const store = this.#store;
-    return {
-      store_size: () => store?.blocks ?? 0,
-      store_read: (tag, block, count, target) =>
-        this.#run(tag, 'read', block, count, () => store?.read(block >>> 0, this.#blocks(target, count))),
-      store_write: (tag, block, count, source) =>
-        this.#run(tag, 'write', block, count, () => store?.write(block >>> 0, this.#blocks(source, count))),
-      store_flush: (tag) => this.#run(tag, 'flush', 0, 0, () => store?.flush()),
-      store_trim: (tag, block, count) =>
-        this.#run(tag, 'trim', block, count, () => store?.trim(block >>> 0, count >>> 0)),
-      store_completed: () => this.#completed.shift() ?? NONE_COMPLETED,
+/** The store group of assembly/imports.ts over a device. `onDone`: the firmware has something to look at. */
+export function storeImports(
+  device: StoreDevice,
+  view: (address: number, length: number) => Uint8Array,
+  onDone: () => void,
+): Record<string, (...args: number[]) => number | undefined> {
+  const completed: number[] = [];
+  const start = (kind: StoreOperation['kind'], tag: number, block = 0, count = 0, address = 0): undefined => {
+    const first = block >>> 0;
+    const blocks = count >>> 0;
+    if (first + blocks > device.blocks) {
+      throw new RangeError(`store_${kind} outside of the store: block ${first}, count ${blocks}, of ${device.blocks}`);
+    }
+    const hasMemory = kind === 'read' || kind === 'write';
+    const memory = view(address >>> 0, hasMemory ? blocks * STORE_BLOCK_SIZE : 0);
+    const done = (failed: boolean): void => {
+      completed.push(tag | (failed ? FAILED : 0));
+      onDone();
     };
-  }
-
-  #blocks(address: number, count: number): Uint8Array {
-    return this.#view(address >>> 0, (count >>> 0) * STORE_BLOCK_SIZE);
-  }
-
-  #run(tag: number, what: string, block: number, count: number, operation: () => void): undefined {
-    const size = this.#store?.blocks ?? 0;
-    if ((block >>> 0) + (count >>> 0) > size) {
-      throw new RangeError(`store_${what} outside of the store: block ${block >>> 0}, count ${count >>> 0}, size ${size}`);
-    }
-    try {
-      operation();
-      this.#completed.push(tag);
-    } catch (error) {
-      this.#completed.push(tag | FAILED);
-      this.onError(`${what} of block ${block >>> 0}: ${(error as Error).message}`);
-    }
+    device.start({ kind, block: first, count: blocks, memory, done });
     return undefined;
-  }
+  };
+  return {
+    store_size: () => device.blocks,
+    store_read: (tag, block, count, target) => start('read', tag, block, count, target),
+    store_write: (tag, block, count, source) => start('write', tag, block, count, source),
+    store_flush: (tag) => start('flush', tag),
+    store_trim: (tag, block, count) => start('trim', tag, block, count),
+    store_completed: () => completed.shift() ?? NONE_COMPLETED,
+  };
 }
