@@ -9,7 +9,13 @@ import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
 import { crc32c } from './crc32c.js';
 import type { NetworkPath } from './network.js';
 import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint, type CardSettings, encodeSettings } from './settings.js';
-import { type CardStatistics, decodeStatistics, type StoreError, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
+import {
+  type CardStatistics,
+  decodeStatistics,
+  STATISTICS_OFFSET,
+  STATISTICS_SIZE,
+  type StoreError,
+} from './statistics.js';
 import { type BlockStore, type StoreDevice, storeDevice, storeImports } from './store.js';
 import { MemoryStore } from './store-memory.js';
 import { type CardNetwork, REAL_WORLD, type World } from './world.js';
