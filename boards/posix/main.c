@@ -1,7 +1,7 @@
 // The card as a Linux program: board.h over files, signals and sockets.
 //
 //   ribbon-card --firmware FILE [--firmware FILE] --settings FILE --paths FILE --memory FILE --memory-size BYTES
-//               --doorbell SOCKET --crash FILE [--engine auto|wasm3|aot]
+//               --doorbell SOCKET --crash FILE [--engine auto|wasm3|aot] [--store FILE]
 //
 // Log lines go to standard output, the level's name first. SIGTERM ends the process. SIGUSR1 makes the firmware trap as if the
 // watchdog had ended its step: for tests of what follows.
@@ -231,15 +231,16 @@ static enum engine_choice parse_engine(const char *name) {
 }
 
 static void parse_options(int count, char **arguments) {
-  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE };
+  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE, STORE };
   static const struct option OPTIONS[] = {
       {"firmware", required_argument, NULL, FIRMWARE}, {"settings", required_argument, NULL, SETTINGS},
       {"paths", required_argument, NULL, PATHS},       {"memory", required_argument, NULL, MEMORY},
       {"doorbell", required_argument, NULL, DOORBELL}, {"memory-size", required_argument, NULL, MEMORY_SIZE},
       {"crash", required_argument, NULL, CRASH},       {"engine", required_argument, NULL, ENGINE},
-      {0},
+      {"store", required_argument, NULL, STORE},       {0},
   };
   const char *doorbell = NULL;
+  const char *store = NULL;
   for (int option; (option = getopt_long(count, arguments, "", OPTIONS, NULL)) != -1;) {
     switch (option) {
       case FIRMWARE: add_firmware(optarg); break;
@@ -250,6 +251,7 @@ static void parse_options(int count, char **arguments) {
       case DOORBELL: doorbell = optarg; break;
       case CRASH: card.crash_file = open(optarg, O_RDWR | O_CREAT | O_CLOEXEC, 0600); break;
       case ENGINE: card.engine = parse_engine(optarg); break;
+      case STORE: store = optarg; break;
       default: exit(2);
     }
   }
@@ -261,6 +263,7 @@ static void parse_options(int count, char **arguments) {
   if (card.memory_length == 0 || card.memory_length % PAGE_SIZE != 0 || card.memory_length > UINT32_MAX) {
     posix_fail("the memory size must be a multiple of 65536", "--memory-size");
   }
+  store_open(store);
   map_memory();
   doorbell_listen(doorbell);
 }

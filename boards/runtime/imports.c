@@ -53,6 +53,29 @@ uint32_t import_net_send(uint32_t stream, uint32_t source, uint32_t length) {
   return net_send(stream, engine_bytes(source, length), length);
 }
 
+// Local store
+
+enum { STORE_BLOCK_SIZE = 4096 };
+
+/// `count` blocks of the linear memory; a count whose bytes do not fit into 32 bits is outside of it.
+static void *store_bytes(uint32_t address, uint32_t count) {
+  return engine_bytes(address, count < UINT32_MAX / STORE_BLOCK_SIZE ? count * STORE_BLOCK_SIZE : UINT32_MAX);
+}
+
+uint32_t import_store_size(void) { return board_store_size(); }
+
+void import_store_read(uint32_t tag, uint32_t block, uint32_t count, uint32_t target) {
+  board_store_read(tag, block, count, store_bytes(target, count));
+}
+
+void import_store_write(uint32_t tag, uint32_t block, uint32_t count, uint32_t source) {
+  board_store_write(tag, block, count, store_bytes(source, count));
+}
+
+void import_store_flush(uint32_t tag) { board_store_flush(tag); }
+void import_store_trim(uint32_t tag, uint32_t block, uint32_t count) { board_store_trim(tag, block, count); }
+uint32_t import_store_completed(void) { return board_store_completed(); }
+
 // Accelerators
 
 uint32_t import_crc32c(uint32_t seed, uint32_t source, uint32_t length) {
