@@ -50,7 +50,7 @@ import {
   nbdState,
   nbdUp,
 } from '../nbd/client';
-import { AcknowledgementPoint, settings, writeStallMs } from '../settings';
+import { settings, writeStallMs } from '../settings';
 import { statistics } from '../statistics';
 import {
   appendedBlock,
@@ -66,6 +66,7 @@ import {
   writeLogBroken,
   writeLogEndCommand,
   writeLogFlush,
+  writeLogFlushed,
 } from '../write-log/write-log';
 
 export enum VolumeState {
@@ -586,10 +587,9 @@ function write(): bool {
 
 /** Ends a write or a flush that has reached its acknowledgement point. */
 function acknowledge(): bool {
-  const least =
-    operation == Operation.FLUSH || writeThrough ? AcknowledgementPoint.STORED : AcknowledgementPoint.RECEIVED;
-  if (!writeLogAcknowledged(least)) return false;
-  if (least == AcknowledgementPoint.STORED) statistics.commandsStored += 1;
+  const flushes = operation == Operation.FLUSH || writeThrough;
+  if (!(flushes ? writeLogFlushed() : writeLogAcknowledged())) return false;
+  if (flushes) statistics.commandsStored += 1;
   return finish(VolumeState.DONE);
 }
 

@@ -164,12 +164,21 @@ function effectivePoint(): AcknowledgementPoint {
   return percent < <u64>settings.dirtyThreshold ? AcknowledgementPoint.REMOTE_STORED : point;
 }
 
-/** True when the PC may be told that every write so far is done; `least`: at least this point must be reached. */
-export function writeLogAcknowledged(least: AcknowledgementPoint): bool {
-  const need = max(effectivePoint(), least);
-  const last = appendedSequence();
+/** True when the PC may be told that every write so far is done. */
+export function writeLogAcknowledged(): bool {
+  return acknowledged(effectivePoint());
+}
+
+/** True when a FLUSH CACHE may be answered: never before everything is stored, and where a write is done when the server has
+ * received it, when the server has committed it. */
+export function writeLogFlushed(): bool {
+  const need = max(effectivePoint(), AcknowledgementPoint.STORED);
+  return acknowledged(need == AcknowledgementPoint.REMOTE_RECEIVED ? AcknowledgementPoint.REMOTE_STORED : need);
+}
+
+function acknowledged(need: AcknowledgementPoint): bool {
   if (need == AcknowledgementPoint.REMOTE_STORED) closeWanted = true;
-  return reached(need, last) && acknowledgementDelayLeft() == 0;
+  return reached(need, appendedSequence()) && acknowledgementDelayLeft() == 0;
 }
 
 function reached(need: AcknowledgementPoint, last: u64): bool {
@@ -243,7 +252,7 @@ function endCommand(): bool {
   return true;
 }
 
-/** Closes the epoch, for FLUSH CACHE; writeLogAcknowledged(STORED) tells when the PC may be answered. */
+/** Closes the epoch, for FLUSH CACHE; writeLogFlushed() tells when the PC may be answered. */
 export function writeLogFlush(): void {
   closeWanted = true;
   logWantStored(logNextSequence() - 1);

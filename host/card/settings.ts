@@ -70,7 +70,12 @@ export function encodeSettings(settings: CardSettings): Uint8Array {
   record.writeUInt32LE(MAGIC, 0);
   record.writeUInt16LE(VERSION, 4);
   record.writeUInt16LE(RECORD_SIZE, 6);
-  record.writeUInt32LE((settings.tls ? FLAG_TLS : 0) | (settings.formatStore ? FLAG_STORE_FORMAT : 0) | (settings.dropCleanCache ? FLAG_STORE_DROP_CLEAN : 0), 12);
+  record.writeUInt32LE(
+    (settings.tls ? FLAG_TLS : 0) |
+      (settings.formatStore ? FLAG_STORE_FORMAT : 0) |
+      (settings.dropCleanCache ? FLAG_STORE_DROP_CLEAN : 0),
+    12,
+  );
   record.writeUInt32LE(positive('offlineReadTimeoutMs', settings.offlineReadTimeoutMs), 16);
   record.writeUInt32LE(positive('epochAgeMs', settings.epochAgeMs), 20);
   record.writeUInt32LE(positive('epochSizeBytes', settings.epochSizeBytes), 24);

@@ -2,9 +2,9 @@
 
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { crc32c } from '../../host/card/crc32c.js';
 import type { CardSettings } from '../../host/card/settings.js';
 import type { StoreError } from '../../host/card/statistics.js';
-import { crc32c } from '../../host/card/crc32c.js';
 import { SimulatedStore } from '../../host/simulation/simulated-store.js';
 import { StoreRig } from './rig.js';
 
