@@ -22,6 +22,8 @@ export interface RigOptions {
   sectors?: number;
   storeBytes?: number;
   memorySize?: number;
+  /** Instead of the one that is built. */
+  firmware?: WebAssembly.Module;
   settings?: Partial<CardSettings>;
   latencyMs?: number;
 }
@@ -51,6 +53,7 @@ export class StoreRig {
   /** What was wrong with a generation: thrown where time passes, not into the server. */
   #violation: Error | null = null;
   readonly #memorySize: number;
+  readonly #firmware: WebAssembly.Module | undefined;
 
   constructor(options: RigOptions = {}) {
     const sectors = options.sectors ?? 4096;
@@ -69,6 +72,7 @@ export class StoreRig {
     this.world = new SimulatedWorld({ seed: options.seed ?? 1, exports, latencyMs: options.latencyMs ?? 0 });
     this.settings = { ...DEFAULT_SETTINGS, exportName: 'disk', ...options.settings };
     this.#memorySize = options.memorySize ?? 16 << 20;
+    this.#firmware = options.firmware;
   }
 
   /** O2 and O3: base plus a prefix of the PC's commands, which never shrinks. */
@@ -88,7 +92,7 @@ export class StoreRig {
       this.#cut = true;
     };
     this.card = new InProcessCard({
-      firmware: loadFirmware(),
+      firmware: this.#firmware ?? loadFirmware(),
       settings: this.settings,
       path: { address: { path: 'simulated' } },
       memorySize: this.#memorySize,
