@@ -12,7 +12,12 @@ function trusted(rig: StoreRig): number {
 
 function makeRig(workload: Workload, firmware?: WebAssembly.Module): StoreRig {
   const settings = workload.settings ?? {};
-  return new StoreRig({ sectors: workload.sectors ?? 2048, settings, ...(firmware && { firmware }) });
+  return new StoreRig({
+    sectors: workload.sectors ?? 2048,
+    settings,
+    storeMs: workload.storeMs ?? 0,
+    ...(firmware && { firmware }),
+  });
 }
 
 /** Operations of the whole workload, power-on included. */

@@ -32,6 +32,7 @@ export function live(seed: number, steps: number, firmware?: WebAssembly.Module)
     sectors,
     settings,
     latencyMs: random.pick([0, 0, 1, 20]),
+    storeMs: random.pick([0, 1, 5]),
     ...(firmware && { firmware }),
   });
   const life: Life = { rig, cuts: 0, failedWrites: 0, failedReads: 0, writtenBytes: 0 };

@@ -26,6 +26,7 @@ export interface RigOptions {
   firmware?: WebAssembly.Module;
   settings?: Partial<CardSettings>;
   latencyMs?: number;
+  storeMs?: number;
 }
 
 export interface Outcome {
@@ -46,6 +47,8 @@ export class StoreRig {
   store: SimulatedStore;
   card!: InProcessCard;
   cable!: Cable;
+  /** How long each operation of the store takes. */
+  storeMs: number;
   log: string[] = [];
   /** How many commands the newest generation is the outcome of. */
   generation = 0;
@@ -73,6 +76,7 @@ export class StoreRig {
     this.settings = { ...DEFAULT_SETTINGS, exportName: 'disk', ...options.settings };
     this.#memorySize = options.memorySize ?? 16 << 20;
     this.#firmware = options.firmware;
+    this.storeMs = options.storeMs ?? 0;
   }
 
   /** O2 and O3: base plus a prefix of the PC's commands, which never shrinks. */
@@ -88,6 +92,8 @@ export class StoreRig {
   /** Powers the card on and waits until the disk is there, or the store is refused, or the power goes. */
   powerOn(limitMs = 60_000): void {
     this.#cut = false;
+    const { storeMs } = this;
+    this.store.later = storeMs === 0 ? null : (end) => void this.world.after(storeMs, end);
     this.store.onCut = () => {
       this.#cut = true;
     };
