@@ -78,7 +78,7 @@ export function relocateStep(reserve: u32, dirty: bool): bool {
     dirtyRecord = dirty;
     blocksInRecord = blocks;
   }
-  return readBlocks() || begun;
+  return readBlocks();
 }
 
 let blocksInRecord: u32 = 0;
