@@ -78,7 +78,8 @@ export function relocateStep(reserve: u32, dirty: bool): bool {
     dirtyRecord = dirty;
     blocksInRecord = blocks;
   }
-  return readBlocks() || begun;
+  // Not progress while a read is on its way: it ends after the step.
+  return readBlocks();
 }
 
 let blocksInRecord: u32 = 0;
