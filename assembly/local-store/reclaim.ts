@@ -7,6 +7,7 @@
 // the newest copies move up, still dirty, and belong to one epoch with everything before them.
 
 import { cacheFind, cacheState, SlotState } from '../cache/cache';
+import { MUTANT, Mutant } from '../mutant';
 import { statistics } from '../statistics';
 import {
   ROW_HEADER,
@@ -81,6 +82,7 @@ export function reclaimStep(): bool {
 }
 
 function tailIsClean(): bool {
+  if (MUTANT == Mutant.REUSE_DIRTY_SEGMENT && logTailSegment() < logHeadSegment()) return true;
   return logTailSegment() < logHeadSegment() && firstRecord(logTailSegment() + 1) <= logNeeded();
 }
 
@@ -116,7 +118,7 @@ function dropTail(): void {
   for (let i: u32 = 0; i < SEGMENT_RECORD_BLOCKS; i++) {
     const row = tailRow(i);
     if (!rowIs(row, ROW_LIVE)) continue;
-    assert(rowDirty(row) == 0);
+    assert(rowDirty(row) == 0 || MUTANT == Mutant.REUSE_DIRTY_SEGMENT);
     tableRemove(rowKey(row));
   }
   logDropTail();

@@ -14,6 +14,7 @@ import { BLOCK_SIZE } from '../config';
 import { clock_ms, crc32c } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { STORE_SUMMARY } from '../memory-map';
+import { MUTANT, Mutant } from '../mutant';
 import { statistics } from '../statistics';
 import {
   addRowFlags,
@@ -253,6 +254,7 @@ export function foundSegment(place: u32): u64 {
 // Progress
 
 export function logStored(): u64 {
+  if (MUTANT == Mutant.STORED_WITHOUT_FLUSH) return writtenSequence;
   return storedSequence;
 }
 

@@ -11,12 +11,14 @@ import { BLOCK_SIZE } from '../config';
 import { clock_ms } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { STORE_SUPERBLOCK } from '../memory-map';
+import { MUTANT, Mutant } from '../mutant';
 import { SETTINGS_STORE_DROP_CLEAN, SETTINGS_STORE_FORMAT, settings } from '../settings';
 import {
   addRowFlags,
   clearSegmentRows,
   initTable,
   loadSegmentRows,
+  NO_ROW,
   ROW_HEADER,
   ROW_LIVE,
   ROW_LOST,
@@ -32,6 +34,7 @@ import {
   setRow,
   setRowDirty,
   setRowValid,
+  tableFind,
   tablePut,
 } from './block-table';
 import {
@@ -561,7 +564,7 @@ function findVoid(): bool {
       open = 0;
     }
   }
-  if (open == 0) return false;
+  if (open == 0 || MUTANT == Mutant.KEEP_CUT_COMMANDS) return false;
   voidRange(open, replayNext);
   return true;
 }
@@ -596,6 +599,7 @@ function enterAll(): void {
       if (isDirty) dirty = true;
       else settleClean(data);
       if (dropsClean) setRowValid(data, rowValid(data) & rowDirty(data));
+      if (MUTANT == Mutant.OLDEST_COPY_WINS && tableFind(rowKey(data)) != NO_ROW) continue;
       if (isDirty || !dropsClean) tablePut(data);
     }
     if (rowValid(walkRow) == RecordKind.WRITE && uncommitted) dirty = true;
@@ -640,6 +644,10 @@ function powerOn(): bool {
 
 /** The first record after a power-on lies where a torn one may have been, and outdates it. */
 function mark(): bool {
+  if (MUTANT == Mutant.NO_MARK) {
+    ready();
+    return true;
+  }
   // Every place may hold a segment, though the oldest were given up before the power went.
   if (!recordBegin(0, 0)) return reclaimStep();
   markSequence = recordFinish(RecordKind.MARK, voidsTail ? RECORD_VOIDS : 0, 0);

@@ -36,6 +36,7 @@ import { noteFill } from '../local-store/fills';
 import { localStoreReady, storeCheckRead, storedImageSectors, storeImageSectors } from '../local-store/local-store';
 import { logWritten, rowBlock } from '../local-store/record-log';
 import { LogLevel, logEnd, logText, logValue } from '../log';
+import { MUTANT, Mutant } from '../mutant';
 import {
   NbdError,
   NbdState,
@@ -230,7 +231,7 @@ export function volumePrefetch(lba: u64, count: u32): void {
 /** Milliseconds until the current request times out, 0xFFFFFFFF when there is none. A server that moves bytes is waited for;
  * one that has gone silent is out of reach, whether or not the connection has noticed. */
 export function volumeTimeoutMs(): u32 {
-  if (state != VolumeState.PENDING) return 0xffffffff;
+  if (state != VolumeState.PENDING || MUTANT == Mutant.NO_TIME_OUT) return 0xffffffff;
   let waited = clock_ms() - requestStartedMs;
   if (operation == Operation.READ && nbdUp()) waited = min(waited, nbdSilentMs());
   const limit = operation == Operation.READ ? settings.offlineReadTimeoutMs : writeStallMs();
@@ -528,11 +529,16 @@ function finishFetches(): bool {
 function finishFetch(request: i32, result: NbdState): void {
   const first = fetchBlock[request];
   const count = fetchCount[request];
-  for (let i: u32 = 0; i < count; i++) finishFetchedBlock(request, first + i, result == NbdState.DONE);
+  for (let i: u32 = 0; i < count; i++) finishFetchedBlock(request, first + i, isWhole(result));
   if (result == NbdState.FAILED) fetchFailed(first, count, nbdErrno(request));
   nbdRelease(request);
   fetchActive[request] = false;
   fetchesActive -= 1;
+}
+
+/** Has the read brought everything? */
+function isWhole(result: NbdState): bool {
+  return result == NbdState.DONE || (MUTANT == Mutant.LOST_FILL && result == NbdState.LOST);
 }
 
 function finishFetchedBlock(request: i32, block: u32, done: bool): void {
@@ -604,8 +610,9 @@ export function volumeSetWriteCache(enabled: bool): void {
 function updateCache(i: u32): void {
   const block = appendedBlock(i);
   let slot = cacheFind(block);
+  if (MUTANT == Mutant.CACHE_NOT_UPDATED && slot >= 0 && cacheState(slot) == SlotState.READY) return;
   if (slot >= 0 && cacheState(slot) != SlotState.READY) {
-    cacheSetStale(slot);
+    if (MUTANT != Mutant.STALE_FILL) cacheSetStale(slot);
     return;
   }
   if (slot < 0) slot = cacheAllocate(block);
@@ -626,6 +633,7 @@ function timeOut(): bool {
   logEnd(LogLevel.WARNING);
   if (operation != Operation.READ) statistics.writesFailed += 1;
   if (operation == Operation.READ) failRead();
+  else if (MUTANT == Mutant.FLUSH_TIME_OUT_SUCCEEDS && operation == Operation.FLUSH) finish(VolumeState.DONE);
   else finish(VolumeState.FAULT);
   writeLogEndCommand();
   return true;

@@ -20,6 +20,7 @@ import {
   recordSetEntry,
   rowBlock,
 } from '../local-store/record-log';
+import { MUTANT, Mutant } from '../mutant';
 
 enum AppendState {
   IDLE = 0,
@@ -205,6 +206,7 @@ function enter(i: u32, lba: u32, count: u32): void {
   const written = sectorMask(block, lba, count);
   let valid = written;
   if (written != 0xff) valid |= edgeValid[i == 0 ? 0 : 1];
+  if (MUTANT == Mutant.PARTIAL_BLOCK_VALID) valid = 0xff;
   if (block == imageEndBlock) valid |= imageEndMask;
   const old = tableFind(block);
   let dirty = written;

@@ -29,6 +29,7 @@ import { RECORD_DIRTY, RecordKind, SEGMENT_BLOCKS, SEGMENT_RECORD_BLOCKS } from 
 import { storeCheckRead } from '../local-store/local-store';
 import { logNextSequence, logStored, nextSegmentRow, rowBefore, rowBlock, stagedData } from '../local-store/record-log';
 import { LogLevel, logEnd, logText, logValue } from '../log';
+import { MUTANT, Mutant } from '../mutant';
 import { NbdError, NbdState, nbdRelease, nbdRestart, nbdSetPiece, nbdState, nbdUp, nbdWrite } from '../nbd/client';
 
 /** Some of the 16 requests are left for reads. */
@@ -251,7 +252,7 @@ function makeJobs(end: u64): bool {
       any = true;
       continue;
     }
-    if (sequence > logStored() || !makeJob(end)) break;
+    if ((sequence > logStored() && MUTANT != Mutant.SEND_UNSTORED) || !makeJob(end)) break;
     any = true;
   }
   return any;

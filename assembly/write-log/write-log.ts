@@ -57,6 +57,7 @@ import {
 } from '../local-store/record-log';
 import { recoveredDirtyBlocks, recoveredDirtyRecords, recoveredDirtySectors } from '../local-store/recovery';
 import { LogLevel, logEnd, logText, logValue } from '../log';
+import { MUTANT, Mutant } from '../mutant';
 import { NbdError, NbdState, nbdConnection, nbdFlush, nbdRelease, nbdRestart, nbdState, nbdUp } from '../nbd/client';
 import { AcknowledgementPoint, acknowledgementDelayMs, settings } from '../settings';
 import { statistics } from '../statistics';
@@ -142,7 +143,7 @@ function start(): void {
   statistics.storeBlocksDirty = recoveredDirtyBlocks();
   statistics.lagBytes = recoveredDirtySectors() * SECTOR_SIZE;
   // Cover whatever the server may have committed before the power was lost.
-  epochFloor = logNextSequence();
+  if (MUTANT != Mutant.SHORT_FIRST_EPOCH) epochFloor = logNextSequence();
   skipClean();
   senderReset(headSequence, headRow);
 }
@@ -172,6 +173,7 @@ export function writeLogAcknowledged(): bool {
 /** True when a FLUSH CACHE may be answered: never before everything is stored, and where a write is done when the server has
  * received it, when the server has committed it. */
 export function writeLogFlushed(): bool {
+  if (MUTANT == Mutant.FORGET_FLUSH) return true;
   const need = max(effectivePoint(), AcknowledgementPoint.STORED);
   return acknowledged(need == AcknowledgementPoint.REMOTE_RECEIVED ? AcknowledgementPoint.REMOTE_STORED : need);
 }
@@ -182,6 +184,7 @@ function acknowledged(need: AcknowledgementPoint): bool {
 }
 
 function reached(need: AcknowledgementPoint, last: u64): bool {
+  if (MUTANT == Mutant.ACKNOWLEDGE_EARLY) return true;
   if (need >= AcknowledgementPoint.STORED && logStored() < last) {
     logWantStored(last);
     return false;
@@ -215,7 +218,7 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   commandOpen = more;
   dirtyRecords += 1;
   statistics.storeBlocksDirty += appendedDirty();
-  statistics.lagBytes += <u64>count * SECTOR_SIZE;
+  statistics.lagBytes += <u64>(MUTANT == Mutant.LAG_TOO_SMALL ? count - 1 : count) * SECTOR_SIZE;
   acknowledgedMs = clock_ms();
   if (effectivePoint() >= AcknowledgementPoint.STORED || !more) logWantStored(appendedSequence());
   return true;
@@ -326,7 +329,7 @@ function restart(): void {
   if (flushRequest >= 0) nbdRelease(flushRequest);
   flushRequest = -1;
   if (flushState == FlushState.SENT) flushState = FlushState.WAITING;
-  senderReset(headSequence, headRow);
+  if (MUTANT != Mutant.RESEND_NOTHING) senderReset(headSequence, headRow);
 }
 
 /** Closes the epoch here, between two commands. */
@@ -336,7 +339,14 @@ function closeWhenDue(): bool {
     if (!commandOpen && flushState == FlushState.NONE && headSequence != logNextSequence()) catchUp();
     return false;
   }
-  if (flushState != FlushState.NONE || commandOpen || holdSending || !nbdUp() || mergeActive()) return false;
+  if (
+    flushState != FlushState.NONE ||
+    (commandOpen && MUTANT != Mutant.TEAR_COMMANDS) ||
+    holdSending ||
+    !nbdUp() ||
+    mergeActive()
+  )
+    return false;
   const due = closeWanted || lagMs() >= settings.epochAgeMs || statistics.lagBytes >= <u64>settings.epochSizeBytes;
   if (!due) return false;
   if (statistics.lagBytes > <u64>settings.epochSizeBytes) closeAtSize();
@@ -383,6 +393,10 @@ function closeAtSize(): void {
 function commit(): bool {
   if (!nbdUp()) return false;
   if (flushState == FlushState.WAITING && senderSequence() == epochEnd && senderConfirmed() == epochEnd) {
+    if (MUTANT == Mutant.NEVER_COMMIT) {
+      release();
+      return true;
+    }
     flushRequest = nbdFlush();
     if (flushRequest < 0) return false;
     flushState = FlushState.SENT;
@@ -532,7 +546,7 @@ function afterMerge(): bool {
   if (!merging || mergeActive()) return false;
   merging = false;
   // What was dropped was outdated by something anywhere in the log: it is all one epoch.
-  epochFloor = logNextSequence();
+  if (MUTANT != Mutant.FORGET_MERGE_RULE) epochFloor = logNextSequence();
   recountDirtyRecords();
   return true;
 }

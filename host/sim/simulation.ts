@@ -175,6 +175,9 @@ async function startCard(
 ): Promise<Card> {
   const settings: CardSettings = {
     ...DEFAULT_SETTINGS,
+    // The local store of these cards is memory: what is stored there does not outlive the process. So a write is done when the
+    // image server has it, and a flush when it has committed it.
+    acknowledgementPoint: 'remote-received',
     exportName: disk.exportName,
     serial: disk.serial ?? `RIBBON-000${deviceNumber + 1}`,
     firmware: disk.firmware ?? DEFAULT_SETTINGS.firmware,

@@ -36,11 +36,15 @@ export class SimulatedStore implements StoreDevice {
   /** Every write fails, every flush fails. */
   failWrites = false;
   failFlushes = false;
+  /** Lets an operation end later; at once without. A PC that is told too early then has time to rely on it. */
+  later: ((end: () => void) => void) | null = null;
   /** Starts of operations, for tests that choose what to cut. */
   onStart: (operation: StoreOperation) => void = () => {};
   readonly #durable: Uint8Array;
   #unflushed: Write[] = [];
   #underWay: Write | null = null;
+  /** Operations that have started and not ended, when operations take time. */
+  #started = new Set<StoreOperation>();
   #held: StoreOperation[] = [];
   #dead = false;
 
@@ -62,7 +66,14 @@ export class SimulatedStore implements StoreDevice {
       return;
     }
     if (operation.kind === 'flush' && this.holdFlushes) this.#held.push(operation);
-    else this.#run(operation);
+    else if (this.later === null) this.#run(operation);
+    else {
+      this.#started.add(operation);
+      this.later(() => {
+        // Not if the power has gone meanwhile.
+        if (!this.#dead && this.#started.delete(operation)) this.#run(operation);
+      });
+    }
   }
 
   /** Lets the flushes go that were held. */
@@ -102,6 +113,10 @@ export class SimulatedStore implements StoreDevice {
   /** The power is gone: decides what is left. The store can be used again afterwards. */
   powerCut(how: PowerCut): void {
     const touched = [...this.#unflushed];
+    if (how.kind !== 'lose-all') {
+      for (const operation of this.#started) if (operation.kind === 'write') touched.push(write(operation));
+    }
+    this.#started.clear();
     if (this.#underWay !== null) touched.push(this.#underWay);
     if (how.kind === 'keep-all') {
       for (const { block, data } of this.#unflushed) this.#durable.set(data, block * STORE_BLOCK_SIZE);

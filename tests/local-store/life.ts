@@ -17,7 +17,7 @@ export interface Life {
 
 const IMAGE_SECTORS = [2048, 12_288, 65_541];
 
-export function live(seed: number, steps: number): Life {
+export function live(seed: number, steps: number, firmware?: WebAssembly.Module): Life {
   const random = new Random(seed);
   const settings: Partial<CardSettings> = {
     epochAgeMs: random.pick([5, 50, 1000]),
@@ -27,7 +27,14 @@ export function live(seed: number, steps: number): Life {
     writeStallTimeoutMs: random.pick([2000, 20_000]),
   };
   const sectors = random.pick(IMAGE_SECTORS);
-  const rig = new StoreRig({ seed, sectors, settings, latencyMs: random.pick([0, 0, 1, 20]) });
+  const rig = new StoreRig({
+    seed,
+    sectors,
+    settings,
+    latencyMs: random.pick([0, 0, 1, 20]),
+    storeMs: random.pick([0, 1, 5]),
+    ...(firmware && { firmware }),
+  });
   const life: Life = { rig, cuts: 0, failedWrites: 0, failedReads: 0, writtenBytes: 0 };
   /** At `received` the PC may count on what it flushed only. */
   let flushed = 0;

@@ -5,56 +5,11 @@
 //   O3  generations never go back;
 //   O8  with nothing in the way everything reaches the server.
 
-import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { Random } from '../../host/fuzz/random.js';
 import type { PowerCut } from '../../host/simulation/simulated-store.js';
-import { StoreRig } from './rig.js';
-import { WORKLOADS, type Workload } from './workloads.js';
-
-/** The least that the PC may count on: with `received` nothing but what was flushed. */
-function trusted(rig: StoreRig): number {
-  return rig.settings.acknowledgementPoint === 'received' ? rig.generation : rig.history.acknowledged;
-}
-
-function makeRig(workload: Workload): StoreRig {
-  return new StoreRig({ sectors: workload.sectors ?? 2048, settings: workload.settings ?? {} });
-}
-
-/** Operations of the whole workload, power-on included. */
-function countOperations(workload: Workload): number {
-  const rig = makeRig(workload);
-  rig.powerOn();
-  workload.run(rig);
-  return rig.store.operations;
-}
-
-/** Cuts when operation `at` starts; false when the workload was over before. */
-function runAndCut(workload: Workload, at: number): StoreRig {
-  const rig = makeRig(workload);
-  rig.store.cutAt = at;
-  rig.powerOn();
-  if (!rig.cut) workload.run(rig);
-  rig.powerOff();
-  return rig;
-}
-
-function recoverAndCheck(rig: StoreRig, how: PowerCut): void {
-  rig.store.powerCut(how);
-  rig.setReachable(true);
-  rig.powerOn();
-  const { storeState, storeError } = rig.card.statistics();
-  assert.equal(storeState, 'ready', `the store is ${storeState}: ${storeError}`);
-  rig.history.acknowledged = trusted(rig);
-  rig.history.truncate(rig.checkView());
-  rig.drain();
-  // The card goes on where it was.
-  rig.write(17, 30);
-  rig.write(20, 3);
-  rig.drain();
-  assert.equal(rig.generation, rig.history.issued);
-  rig.powerOff();
-}
+import { checkCut, countOperations, runAndCut } from './cuts.js';
+import { WORKLOADS } from './workloads.js';
 
 describe('power cuts', () => {
   for (const workload of WORKLOADS) {
@@ -67,7 +22,7 @@ describe('power cuts', () => {
           { kind: 'chance', random: new Random(at) },
           { kind: 'chance', random: new Random(at + 10_000) },
         ];
-        for (const how of cuts) check(workload, at, how);
+        for (const how of cuts) checkCut(workload, at, how);
       }
     });
 
@@ -76,21 +31,9 @@ describe('power cuts', () => {
         const { cutSectors } = runAndCut(workload, at).store;
         // Every sector of the header, then every other block.
         for (let sectors = 1; sectors <= cutSectors; sectors += sectors < 8 ? 1 : 16) {
-          check(workload, at, { kind: 'keep-all', sectors });
+          checkCut(workload, at, { kind: 'keep-all', sectors });
         }
       }
     });
-  }
-
-  function check(workload: Workload, at: number, how: PowerCut): void {
-    const rig = runAndCut(workload, at);
-    try {
-      recoverAndCheck(rig, how);
-    } catch (error) {
-      const what = how.kind === 'keep-all' ? `${how.kind}, ${how.sectors} sectors of the last` : how.kind;
-      (error as Error).message +=
-        `\nworkload "${workload.name}", cut at operation ${at}, ${what}\n${rig.log.slice(-12).join('\n')}`;
-      throw error;
-    }
   }
 });

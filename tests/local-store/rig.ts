@@ -22,8 +22,11 @@ export interface RigOptions {
   sectors?: number;
   storeBytes?: number;
   memorySize?: number;
+  /** Instead of the one that is built. */
+  firmware?: WebAssembly.Module;
   settings?: Partial<CardSettings>;
   latencyMs?: number;
+  storeMs?: number;
 }
 
 export interface Outcome {
@@ -44,6 +47,8 @@ export class StoreRig {
   store: SimulatedStore;
   card!: InProcessCard;
   cable!: Cable;
+  /** How long each operation of the store takes. */
+  storeMs: number;
   log: string[] = [];
   /** How many commands the newest generation is the outcome of. */
   generation = 0;
@@ -51,6 +56,7 @@ export class StoreRig {
   /** What was wrong with a generation: thrown where time passes, not into the server. */
   #violation: Error | null = null;
   readonly #memorySize: number;
+  readonly #firmware: WebAssembly.Module | undefined;
 
   constructor(options: RigOptions = {}) {
     const sectors = options.sectors ?? 4096;
@@ -69,6 +75,8 @@ export class StoreRig {
     this.world = new SimulatedWorld({ seed: options.seed ?? 1, exports, latencyMs: options.latencyMs ?? 0 });
     this.settings = { ...DEFAULT_SETTINGS, exportName: 'disk', ...options.settings };
     this.#memorySize = options.memorySize ?? 16 << 20;
+    this.#firmware = options.firmware;
+    this.storeMs = options.storeMs ?? 0;
   }
 
   /** O2 and O3: base plus a prefix of the PC's commands, which never shrinks. */
@@ -84,11 +92,13 @@ export class StoreRig {
   /** Powers the card on and waits until the disk is there, or the store is refused, or the power goes. */
   powerOn(limitMs = 60_000): void {
     this.#cut = false;
+    const { storeMs } = this;
+    this.store.later = storeMs === 0 ? null : (end) => void this.world.after(storeMs, end);
     this.store.onCut = () => {
       this.#cut = true;
     };
     this.card = new InProcessCard({
-      firmware: loadFirmware(),
+      firmware: this.#firmware ?? loadFirmware(),
       settings: this.settings,
       path: { address: { path: 'simulated' } },
       memorySize: this.#memorySize,

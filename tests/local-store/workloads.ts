@@ -7,6 +7,8 @@ export interface Workload {
   name: string;
   settings?: Partial<CardSettings>;
   sectors?: number;
+  /** Of each operation of the store; otherwise it is done at once. */
+  storeMs?: number;
   /** Stops by itself when rig.cut is true. */
   run(rig: StoreRig): void;
 }
@@ -30,6 +32,7 @@ export const WORKLOADS: Workload[] = [
   },
   {
     name: 'overwrites of the same few blocks without a server',
+    storeMs: 1,
     run(rig) {
       rig.setReachable(false);
       steps(rig, 12, (i) => rig.write(8 * (i % 3) + (i % 2), 3 + (i % 7)));
@@ -48,6 +51,7 @@ export const WORKLOADS: Workload[] = [
   },
   {
     name: 'reads, fills, flushes and a link that comes and goes',
+    storeMs: 1,
     settings: { epochAgeMs: 40 },
     run(rig) {
       steps(rig, 6, (i) => {
@@ -63,6 +67,7 @@ export const WORKLOADS: Workload[] = [
   },
   {
     name: 'writes acknowledged when received, several on their way to the store',
+    storeMs: 4,
     settings: { acknowledgementPoint: 'received', epochAgeMs: 30 },
     run(rig) {
       steps(rig, 10, (i) => {
