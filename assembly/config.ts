@@ -4,7 +4,7 @@ export const SECTOR_SIZE: u32 = 512;
 export const BLOCK_SIZE: u32 = 4096;
 export const SECTORS_PER_BLOCK: u32 = BLOCK_SIZE / SECTOR_SIZE;
 
-/** The most sectors in one DRQ data block of READ/WRITE MULTIPLE ([ATA-6] 6.17, IDENTIFY word 47). */
+/** The most sectors in one DRQ data block of READ/WRITE MULTIPLE ([ATA-6] 8.15, word 47). */
 export const MULTIPLE_SECTORS_MAX: u32 = 16;
 
 /** 2^29 blocks of 4 KiB = 2 TiB, the largest image. */

@@ -7,6 +7,7 @@ import * as fuzz from './commands/fuzz.js';
 import * as image from './commands/image.js';
 import * as serve from './commands/serve.js';
 import * as sim from './commands/sim.js';
+import * as soak from './commands/soak.js';
 import { failureText } from './failure.js';
 
 const program = new Command('ribbon')
@@ -14,7 +15,7 @@ const program = new Command('ribbon')
   .showHelpAfterError('(ribbon --help lists the commands)')
   .configureHelp({ showGlobalOptions: true });
 
-for (const command of [sim, serve, image, bench, fuzz]) command.register(program);
+for (const command of [sim, serve, image, bench, fuzz, soak]) command.register(program);
 
 program.parseAsync().catch((error: unknown) => {
   process.stderr.write(`ribbon: ${failureText(error)}\n`);

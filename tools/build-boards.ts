@@ -21,6 +21,7 @@ const RUNTIME_FILES = [
   'engine.c',
   'engine_aot.c',
   'engine_wasm3.c',
+  'front_end.c',
   'imports.c',
   'net.c',
   'paths.c',
@@ -183,9 +184,14 @@ const TARGETS: Record<string, (root: string, firmwares: string[]) => Promise<str
     await buildPosix(root, { firmwares, sanitized: true, output });
     return output;
   },
-  zynq: async (root, firmwares) => {
+  qemu: async (root, firmwares) => {
     const output = join(root, 'build', 'boards', 'ribbon-card-qemu.elf');
     await buildZynq(root, { firmwares, board: 'qemu', ddrMegabytes: 64, output });
+    return output;
+  },
+  'qemu-wasm3': async (root) => {
+    const output = join(root, 'build', 'boards', 'ribbon-card-qemu-wasm3.elf');
+    await buildZynq(root, { firmwares: [], board: 'qemu', ddrMegabytes: 64, output });
     return output;
   },
 };

@@ -52,7 +52,9 @@ async function run(program, args) {
 async function ensureNpmPackages() {
   if (npmPackagesMatch()) return;
   const command = process.env.npm_execpath ? [process.execPath, process.env.npm_execpath] : ['npm'];
-  await runStep('npm packages', [...command, 'ci', '--no-audit', '--no-fund', '--loglevel=error']);
+  // Not `npm ci`: it refuses a lock file whose registry did not have every optional package for other kinds of machines.
+  // --no-save leaves package.json and the lock file alone; versions and hashes are the lock file's either way.
+  await runStep('npm packages', [...command, 'install', '--no-save', '--ignore-scripts', '--loglevel=error']);
 }
 
 /** Compares the lock file with what npm noted at the end of its last installation. */

@@ -35,7 +35,7 @@ export const ACTION_DMA: u32 = 0x80;
 const CODES: u32 = 256;
 const table: usize = memory.data(256);
 
-/** The table entry of a command code. NOP is defined to end in ABRT ([ATA-6] 8.26). */
+/** The table entry of a command code. NOP is defined to end in ABRT ([ATA-6] 8.22). */
 export function commandAction(code: u8): u32 {
   return load<u8>(table + code);
 }

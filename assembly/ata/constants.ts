@@ -15,7 +15,7 @@ export const ERROR_UNC: u8 = 0x40;
 export const ERROR_IDNF: u8 = 0x10;
 export const ERROR_ABRT: u8 = 0x04;
 
-/** Diagnostic codes ([ATA-6] 8.11, table 26). */
+/** Diagnostic codes ([ATA-6] 8.11). */
 export const DIAGNOSTIC_PASSED: u8 = 0x01;
 export const DIAGNOSTIC_DEVICE_1_FAILED: u8 = 0x81;
 

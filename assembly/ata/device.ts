@@ -20,6 +20,7 @@ import {
 import { clock_ms } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { DATA_BUFFER } from '../memory-map';
+import { MUTANT, Mutant } from '../mutant';
 import { statistics } from '../statistics';
 import { volumeCancel, volumeSectors } from '../volume/volume';
 import { ACTION_DMA, ACTION_EXT, ACTION_MASK, ACTION_MULTIPLE, Action, commandAction, initCommands } from './commands';
@@ -86,7 +87,7 @@ export enum DeviceState {
   DATA_OUT_TRANSFER = 8,
   /** DPO0, DDMAO0 after the last sector: waiting for the volume. */
   DATA_OUT_FINISH = 9,
-  /** Sleep: only a reset ends it ([ATA-6] 6.12). */
+  /** Sleep: only a reset ends it ([ATA-6] 8.50). */
   SLEEP = 10,
 }
 
@@ -324,10 +325,12 @@ function setStatus(): bool {
   // The front end cleared DEV when the reset began; the PC may have selected a device since.
   block.device = DEVICE_OBSOLETE | (block.device & DEVICE_DEV);
   state = DeviceState.IDLE;
-  // After EXECUTE DEVICE DIAGNOSTIC Device 0 interrupts for both ([ATA-6] 9.11); after a reset none does.
+  // After EXECUTE DEVICE DIAGNOSTIC Device 0 interrupts for both ([ATA-6] 9.10); after a reset none does.
   const interrupts = action == Action.DIAGNOSTIC && !isDevice1;
   action = Action.ABORT;
-  order(FrontEndOrder.COMPLETE, interrupts ? ORDER_INTRQ : 0, 0, 0, STATUS_READY);
+  // PDIAG- once more: a front end outside of the card's process may see this order before it saw the one that said it first.
+  const flags = isDevice1 ? ORDER_PDIAG : interrupts ? ORDER_INTRQ : 0;
+  order(FrontEndOrder.COMPLETE, flags, 0, 0, STATUS_READY);
   return true;
 }
 
@@ -385,7 +388,8 @@ function execute(): void {
     // What was written is safe before the PC may cut the power: some systems send nothing but this at shutdown.
     case Action.STANDBY_IMMEDIATE:
     case Action.SLEEP:
-      executeFlush();
+      if (MUTANT == Mutant.STANDBY_UNFLUSHED) complete(ORDER_INTRQ);
+      else executeFlush();
       break;
     case Action.IDLE:
       setStandbyTimer(block.sectorCount);
@@ -577,7 +581,7 @@ function finishDataOut(): bool {
   if (result == TransferState.WAITING) return false;
   if (result == TransferState.FAILED) {
     failTransfer();
-  } else if (!committing && !featuresWriteCache()) {
+  } else if (!committing && !featuresWriteCache() && MUTANT != Mutant.WRITE_CACHE_STAYS_ON) {
     committing = true;
     beginFlush();
   } else {

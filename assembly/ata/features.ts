@@ -11,7 +11,7 @@ const SUBCOMMAND_DISABLE_WRITE_CACHE: u8 = 0x82;
 const SUBCOMMAND_ENABLE_LOOK_AHEAD: u8 = 0xaa;
 const SUBCOMMAND_REVERT_ON_RESET: u8 = 0xcc;
 
-// Transfer mode: type in bits 7-3, mode number in bits 2-0 ([ATA-6] table 44).
+// Transfer mode: type in bits 7-3, mode number in bits 2-0 ([ATA-6] 8.46).
 const TRANSFER_PIO_DEFAULT: u32 = 0;
 const TRANSFER_PIO: u32 = 1;
 const TRANSFER_MULTIWORD_DMA: u32 = 4;

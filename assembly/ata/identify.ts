@@ -1,4 +1,4 @@
-// IDENTIFY DEVICE data ([ATA-6] 8.15, table 27): 256 words that say what this disk is and can do.
+// IDENTIFY DEVICE data ([ATA-6] 8.15): 256 words that say what this disk is and can do.
 
 import { MULTIPLE_SECTORS_MAX, SECTOR_SIZE } from '../config';
 import { block, LINE_DEVICE_1, LINE_PEER_PASSED, LINE_PEER_PRESENT } from '../front-end/block';

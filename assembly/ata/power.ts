@@ -1,4 +1,4 @@
-// Power modes ([ATA-6] 6.12). There is no spindle to stop; the PC sees the modes that it asked for, and its standby timer.
+// Power modes ([ATA-6] clause 6, Power Management feature set). There is no spindle to stop; the PC sees the modes that it asked for, and its standby timer.
 
 import { clock_ms } from '../imports';
 
@@ -8,7 +8,7 @@ export enum PowerMode {
   STANDBY = 2,
 }
 
-/** What CHECK POWER MODE answers in Sector Count ([ATA-6] 8.8.5). */
+/** What CHECK POWER MODE answers in Sector Count ([ATA-6] 8.7). */
 const ANSWER_STANDBY: u8 = 0x00;
 const ANSWER_IDLE: u8 = 0x80;
 const ANSWER_ACTIVE: u8 = 0xff;
@@ -49,7 +49,7 @@ export function checkPowerMode(): u8 {
   return mode == PowerMode.IDLE ? ANSWER_IDLE : ANSWER_ACTIVE;
 }
 
-/** [ATA-6] table 14. 253 is the vendor's choice of 8 to 12 hours; 254 is reserved and taken as that. */
+/** [ATA-6] 8.17, automatic standby timer periods. 253 is the vendor's choice of 8 to 12 hours; 254 is reserved and taken as that. */
 export function standbyPeriodMs(value: u32): u32 {
   if (value <= 240) return value * 5 * SECOND_MS;
   if (value <= 251) return (value - 240) * 30 * MINUTE_MS;

@@ -125,12 +125,6 @@ export function nbdExportFlags(): u32 {
   return negotiatedFlags();
 }
 
-/** The smallest request that the server takes, and what offsets and lengths must be multiples of: a power of two from 1 to
- * 4096. Where it is above 512 the upper layer reads, changes and writes whole blocks. */
-export function nbdMinBlock(): u32 {
-  return negotiatedBlockMin();
-}
-
 // Requests
 
 /** Starts to read; returns the request's slot, or -1 when the link is down or no slot is free. The caller names every

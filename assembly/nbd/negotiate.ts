@@ -7,7 +7,7 @@
 //
 // Everything that is waited for is bounded: the length of a reply, the number of replies, the length of a text.
 
-import { NBD_REQUEST_SIZE_MAX } from '../config';
+import { NBD_REQUEST_SIZE_MAX, SECTOR_SIZE } from '../config';
 import { NetState, net_receive, net_start_tls, net_state } from '../imports';
 import { LogLevel, logBytes, logEnd, logText, logValue } from '../log';
 import { SETTINGS } from '../memory-map';
@@ -381,11 +381,11 @@ function takeExport(size: u64, flags: u32): bool {
   return true;
 }
 
-/** Requests are whole sectors, or whole blocks when the upper layers see to it (nbdMinBlock()): a minimum up to a block and
- * a maximum from a block on can be met. */
+/** A PC writes single sectors and no read-modify-write stands between it and the server, so a server that takes only larger
+ * blocks is refused. The maximum must hold a piece. */
 function takeBlockSize(minimum: u32, preferred: u32, maximum: u32): bool {
   const isPower = minimum != 0 && (minimum & (minimum - 1)) == 0;
-  if (!isPower || minimum > PIECE_SIZE || maximum < PIECE_SIZE || preferred < minimum) {
+  if (!isPower || minimum > SECTOR_SIZE || maximum < PIECE_SIZE || preferred < minimum) {
     logText('image server block sizes');
     logValue('preferred', preferred);
     logEnd(LogLevel.WARNING);

@@ -3,8 +3,8 @@
 //   ribbon-card --firmware FILE [--firmware FILE] --settings FILE --paths FILE --memory FILE --memory-size BYTES
 //               --doorbell SOCKET --crash FILE [--engine auto|wasm3|aot]
 //
-// Log lines go to standard output, the level's name first. SIGTERM ends the process; the firmware's write log is then
-// whatever the image server has.
+// Log lines go to standard output, the level's name first. SIGTERM ends the process. SIGUSR1 makes the firmware trap as if the
+// watchdog had ended its step: for tests of what follows.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +32,7 @@ enum {
   SETTINGS_MAX = 4096,
   PAGE_SIZE = 65536,
   /// A step of the firmware takes microseconds; one that burns this much processor time does not end.
-  WATCHDOG_MS = 1000,
+  WATCHDOG_MS = 500,
 };
 
 static struct {
@@ -144,29 +144,24 @@ void board_front_end_ring(void) {
   doorbell_send(DOORBELL_RING);
 }
 
+void board_front_end_stopped(void) { card.head->running = 0; }
+
 void board_front_end_started(void) {
   shared_memory_announce(card.head, (uint32_t)card.memory_length);
   doorbell_send(DOORBELL_STARTED);
 }
 
-// Watchdog: a timer of this process's own processor time, so that a stopped or overloaded machine does not trip it.
+// Watchdog: a timer of this process's own processor time, so that a stopped or overloaded machine does not trip it, and a
+// sleeping card is not woken.
 
 static void on_watchdog(int signal) {
   (void)signal;
-  if (engine_watchdog_expired()) engine_watchdog_trap(); // leaves the handler by longjmp: SA_NODEFER
+  if (engine_watchdog_tick()) engine_watchdog_trap(); // leaves the handler by longjmp: SA_NODEFER
 }
 
-static void set_watchdog(long first_ms) {
-  const struct itimerval timer = {.it_value = {.tv_sec = first_ms / 1000, .tv_usec = first_ms % 1000 * 1000},
-                                  .it_interval = {.tv_sec = WATCHDOG_MS / 1000}};
-  setitimer(ITIMER_VIRTUAL, &timer, NULL);
-}
-
-void board_watchdog_start(void) { set_watchdog(WATCHDOG_MS); }
-
-void board_watchdog_stop(void) {
-  const struct itimerval off = {0};
-  setitimer(ITIMER_VIRTUAL, &off, NULL);
+static void on_trap_request(int signal) {
+  (void)signal;
+  engine_watchdog_request();
 }
 
 // Crash record
@@ -281,6 +276,10 @@ static void set_signals(void) {
   sigaction(SIGINT, &action, NULL);
   action = (struct sigaction){.sa_handler = on_watchdog, .sa_flags = SA_NODEFER};
   sigaction(SIGVTALRM, &action, NULL);
+  action = (struct sigaction){.sa_handler = on_trap_request};
+  sigaction(SIGUSR1, &action, NULL);
+  const struct timeval interval = {.tv_sec = WATCHDOG_MS / 1000, .tv_usec = WATCHDOG_MS % 1000 * 1000};
+  setitimer(ITIMER_VIRTUAL, &(struct itimerval){.it_value = interval, .it_interval = interval}, NULL);
   signal(SIGPIPE, SIG_IGN);
 #ifndef RIBBON_SANITIZED
   static uint8_t stack[65536];

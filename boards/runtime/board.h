@@ -35,13 +35,12 @@ size_t board_settings_read(void *target, size_t capacity);
 /// Tells the front end that the register block holds a new order. Everything stored before must be visible to it first.
 void board_front_end_ring(void);
 
-/// Tells the front end that the card has started, or started again, and that its shared memory is laid out.
+/// Tells the front end that the firmware takes events: it has started, or started again, and the shared memory is laid out.
 void board_front_end_started(void);
+/// The firmware has ended; the front end keeps what comes now until it is told of the next start.
+void board_front_end_stopped(void);
 
-/// Calls engine_watchdog_expired() from an interrupt or a signal when a step has run for BOARD_WATCHDOG_MS of processor
-/// time. The runtime calls these around every call into the firmware.
-void board_watchdog_start(void);
-void board_watchdog_stop(void);
+// The board calls engine_watchdog_tick() every second or so of processor time, from an interrupt or a signal (engine.h).
 
 /// Memory that survives a restart of the runtime (not a power cut): CRASH_RECORD_SIZE bytes. crash.c checks what it reads.
 void board_crash_read(void *target, size_t length);

@@ -76,9 +76,12 @@ void *engine_bytes(uint32_t address, uint32_t length);
 void engine_import_enter(void);
 void engine_import_leave(void);
 
-/// From an interrupt or a signal: true when the interrupted code is the firmware's own, and the caller must make that
-/// context call engine_watchdog_trap(); false when the trap has been noted for later or no firmware is running.
-bool engine_watchdog_expired(void);
+/// From an interrupt or a signal, at regular intervals: true when the call that ran at the last tick still runs. The caller
+/// must then make the interrupted context call engine_watchdog_trap(). False also when an import runs: the trap then follows
+/// at its end.
+bool engine_watchdog_tick(void);
 _Noreturn void engine_watchdog_trap(void);
+/// From a signal, for tests: the next import that the firmware calls ends in a watchdog trap.
+void engine_watchdog_request(void);
 
 #endif

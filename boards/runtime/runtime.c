@@ -3,9 +3,9 @@
 //   firmware image 0 -> check -> init -> step, step, …            a trap: record it, start the same image again
 //   too many traps in a row, or refused: the next image            no image left: board_halt()
 //
-// A restart clears the linear memory but for the front end's register block: the front end keeps the PC waiting with BSY, and its
-// event is still there unanswered, so the new run takes it from the start. What the PC was told is done is in the local
-// store or with the image server, never in linear memory alone, at every acknowledgement point but `received`.
+// A restart clears the linear memory but for the front end's register block: the front end keeps the PC waiting with BSY, and
+// front_end.h gives its command to the new run. What the PC was told is done is then in the local store or with the image
+// server, as far as the acknowledgement point promises it: linear memory is lost.
 
 #include "runtime.h"
 
@@ -15,12 +15,10 @@
 
 #include "board.h"
 #include "crash.h"
+#include "front_end.h"
 #include "net.h"
 
 enum {
-  /// assembly/memory-map.ts: FRONT_END, FRONT_END_SIZE
-  FRONT_END = 0x1000,
-  FRONT_END_SIZE = 0x100,
   /// This many traps, each within TRAP_WINDOW_MS of its start, and the image is given up.
   TRAPS_MAX = 3,
   TRAP_WINDOW_MS = 60000,
@@ -50,19 +48,30 @@ static void record_trap(unsigned image, const struct trap *trap) {
               (unsigned long)trap->line, (unsigned long)trap->column);
 }
 
+/// All of the linear memory but what the front end uses: its register block, and the data buffer that the PC may be reading
+/// at this moment.
 static void clear_memory(struct linear_memory memory) {
-  uint8_t block[FRONT_END_SIZE];
-  memcpy(block, memory.data + FRONT_END, sizeof block);
-  memset(memory.data, 0, memory.length);
-  memcpy(memory.data + FRONT_END, block, sizeof block);
+  const struct front_end_block *block = (const struct front_end_block *)(memory.data + FRONT_END);
+  uint32_t kept_end = FRONT_END + FRONT_END_SIZE;
+  uint32_t buffer = kept_end, buffer_end = kept_end;
+  if (block->magic == FRONT_END_MAGIC && block->buffer_offset < memory.length &&
+      block->buffer_size < memory.length - FRONT_END - block->buffer_offset) {
+    buffer = FRONT_END + block->buffer_offset;
+    buffer_end = buffer + block->buffer_size;
+    if (buffer < kept_end) buffer = buffer_end = kept_end; // not a description that we would have written
+  }
+  memset(memory.data, 0, FRONT_END);
+  memset(memory.data + kept_end, 0, buffer - kept_end);
+  memset(memory.data + buffer_end, 0, memory.length - buffer_end);
 }
 
 /// Steps the firmware until it traps (false) or the board wants to stop (true).
-static bool run(struct trap *trap) {
+static bool run(volatile struct front_end_block *block, struct trap *trap) {
   for (;;) {
     uint32_t timeout_ms;
     net_poll();
     if (!engine_step(&timeout_ms, trap)) return false;
+    if (front_end_resume_step(block)) continue;
     if (board_wait(timeout_ms) & EVENT_STOP) return true;
   }
 }
@@ -70,10 +79,14 @@ static bool run(struct trap *trap) {
 /// Loads and runs one image once. True when the board wants to stop.
 static bool start(enum engine_choice choice, const uint8_t *wasm, size_t length, struct linear_memory memory,
                   unsigned image, struct trap *trap) {
+  static bool was_started;
+  volatile struct front_end_block *block = (volatile struct front_end_block *)(memory.data + FRONT_END);
   clear_memory(memory);
   if (!engine_load(choice, wasm, length, memory, trap)) return false;
   runtime_log(LOG_INFO, "firmware %u: engine=%s bytes=%lu memory=%lu", image, engine_name(), (unsigned long)length,
               (unsigned long)memory.length);
+  // Not before the engine is ready: the front end may have been about to post an event when the last firmware ended.
+  if (was_started) front_end_resume_prepare(block);
   uint32_t error;
   if (!engine_init(&error, trap)) return false;
   if (error != 0) {
@@ -81,8 +94,10 @@ static bool start(enum engine_choice choice, const uint8_t *wasm, size_t length,
     snprintf(trap->text, sizeof trap->text, "init() answers 0x%lx", (unsigned long)error);
     return false;
   }
-  board_front_end_started();
-  return run(trap);
+  if (was_started) front_end_resume_begin(block);
+  else board_front_end_started();
+  was_started = true;
+  return run(block, trap);
 }
 
 /// True when the board wants to stop; false when the image has been given up.
@@ -92,6 +107,7 @@ static bool run_image(enum engine_choice choice, const uint8_t *wasm, size_t len
     struct trap trap;
     const uint32_t started_ms = board_clock_ms();
     if (start(choice, wasm, length, memory, image, &trap)) return true;
+    board_front_end_stopped();
     record_trap(image, &trap);
     engine_unload();
     net_close_all();

@@ -13,7 +13,7 @@ struct shared_memory_head {
   uint32_t front_end_offset; // of the front end's register block, in the linear memory
   uint32_t starts;           // how often the firmware was started since power-on
   uint32_t clock_ms;         // board_clock_ms() after the last step: what the statistics' times are compared with
-  uint32_t reserved;
+  uint32_t running;          // 1 while a firmware takes events, 0 while one is being started
 };
 
 _Static_assert(sizeof(struct shared_memory_head) == 32, "SPEC.md says 32 bytes");
@@ -39,6 +39,7 @@ static inline void shared_memory_announce(struct shared_memory_head *head, uint3
   head->linear_length = linear_length;
   head->front_end_offset = SHARED_MEMORY_FRONT_END_OFFSET;
   head->starts++;
+  head->running = 1;
   // The magic last: whoever sees it sees the rest.
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
   head->magic = SHARED_MEMORY_MAGIC;

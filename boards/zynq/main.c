@@ -132,6 +132,8 @@ void board_front_end_ring(void) {
   doorbell_write(DOORBELL_RING);
 }
 
+void board_front_end_stopped(void) { head->running = 0; }
+
 void board_front_end_started(void) {
   size_t length;
   board_linear_memory(&length);

@@ -11,23 +11,28 @@
 enum { GLOBAL_LOW = 0x0, GLOBAL_HIGH = 0x4, GLOBAL_CONTROL = 0x8 };
 enum { LOAD = 0x0, COUNTER = 0x4, CONTROL = 0x8, STATUS = 0xc };
 enum { WATCHDOG_DISABLE = 0x14 }; // from WATCHDOG_BASE
-enum { ENABLE = 1, INTERRUPT = 4 };
+enum { ENABLE = 1, RELOAD = 2, INTERRUPT = 4 };
 
-/// A step takes microseconds. The time is real time, in QEMU too, where a busy machine may hold the core up.
-enum { WATCHDOG_MS = 5000 };
+/// A step takes microseconds; one that runs at two ticks does not end. The time is real time, in QEMU too, where a busy
+/// machine may hold the core up.
+enum { WATCHDOG_MS = 3000 };
 
 /// The watchdog and the private timer count 32 bits: divided by 10, 2^32 ticks are two minutes at 333 MHz.
 enum { PRESCALER = 10, TICKS_PER_MS = BOARD_PERIPHCLK_HZ / PRESCALER / 1000 };
+enum { CLOCK_TICKS_PER_MS = BOARD_PERIPHCLK_HZ / 1000 };
+
+static volatile bool armed; // the private timer runs
 
 static void on_timer(struct irq_frame *frame) {
   (void)frame;
   register_write(PRIVATE_TIMER_BASE, STATUS, 1);
+  armed = false;
 }
 
 /// The firmware's step does not end: the interrupted program goes on in engine_watchdog_trap().
 static void on_watchdog(struct irq_frame *frame) {
   register_write(WATCHDOG_BASE, STATUS, 1);
-  if (!engine_watchdog_expired()) return;
+  if (!engine_watchdog_tick()) return;
   const uint32_t target = (uint32_t)engine_watchdog_trap;
   frame->pc = target & ~1u;
   // Instruction set as the target has it, and no rest of an IT block [V7 B1.3.3].
@@ -41,7 +46,8 @@ void timer_init(void) {
   // The watchdog leaves watchdog mode for timer mode only after this sequence [A9-MP 4.2.6].
   register_write(WATCHDOG_BASE, WATCHDOG_DISABLE, 0x12345678);
   register_write(WATCHDOG_BASE, WATCHDOG_DISABLE, 0x87654321);
-  register_write(WATCHDOG_BASE, CONTROL, 0);
+  register_write(WATCHDOG_BASE, LOAD, WATCHDOG_MS * TICKS_PER_MS);
+  register_write(WATCHDOG_BASE, CONTROL, (PRESCALER - 1) << 8 | INTERRUPT | RELOAD | ENABLE);
   irq_enable(IRQ_PRIVATE_TIMER, on_timer);
   irq_enable(IRQ_WATCHDOG, on_watchdog);
 }
@@ -55,14 +61,32 @@ uint64_t timer_ticks(void) {
   }
 }
 
-uint32_t timer_ms(void) { return (uint32_t)(timer_ticks() / (BOARD_PERIPHCLK_HZ / 1000)); }
+// The core has no divide instruction: what has passed since the last call fits 32 bits and a short division, or none.
+uint32_t timer_ms(void) {
+  static uint64_t counted_ticks;
+  static uint32_t ms;
+  const uint64_t passed = timer_ticks() - counted_ticks;
+  if (passed < (uint64_t)CLOCK_TICKS_PER_MS) return ms;
+  const uint32_t more = passed < UINT32_MAX ? (uint32_t)passed / CLOCK_TICKS_PER_MS : (uint32_t)(passed / CLOCK_TICKS_PER_MS);
+  counted_ticks += (uint64_t)more * CLOCK_TICKS_PER_MS;
+  ms += more;
+  return ms;
+}
 
 void timer_wake_in(uint32_t ms) {
+  static uint32_t due_ms;
+  const uint32_t now_ms = timer_ms();
+  // A timer that runs already and ends no later does: waking for nothing is cheaper than setting it at every sleep.
+  if (armed && due_ms - now_ms <= ms) return;
+  armed = false;
   register_write(PRIVATE_TIMER_BASE, CONTROL, 0);
   register_write(PRIVATE_TIMER_BASE, STATUS, 1);
   if (ms == UINT32_MAX) return;
   const uint32_t most = UINT32_MAX / TICKS_PER_MS;
-  register_write(PRIVATE_TIMER_BASE, LOAD, (ms < most ? ms : most) * TICKS_PER_MS);
+  const uint32_t set_ms = ms == 0 ? 1 : ms < most ? ms : most;
+  due_ms = now_ms + set_ms;
+  armed = true;
+  register_write(PRIVATE_TIMER_BASE, LOAD, set_ms * TICKS_PER_MS);
   register_write(PRIVATE_TIMER_BASE, CONTROL, (PRESCALER - 1) << 8 | INTERRUPT | ENABLE);
 }
 
@@ -70,10 +94,3 @@ void timer_delay_us(uint32_t us) {
   const uint64_t end = timer_ticks() + (uint64_t)us * (BOARD_PERIPHCLK_HZ / 1000000);
   while (timer_ticks() < end) continue;
 }
-
-void board_watchdog_start(void) {
-  register_write(WATCHDOG_BASE, LOAD, WATCHDOG_MS * TICKS_PER_MS);
-  register_write(WATCHDOG_BASE, CONTROL, (PRESCALER - 1) << 8 | INTERRUPT | ENABLE);
-}
-
-void board_watchdog_stop(void) { register_write(WATCHDOG_BASE, CONTROL, 0); }

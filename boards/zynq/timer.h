@@ -7,7 +7,7 @@
 void timer_init(void);
 uint64_t timer_ticks(void);
 uint32_t timer_ms(void);
-/// Raises an interrupt that ends WFI after `ms`; UINT32_MAX: none.
+/// Raises an interrupt that ends WFI after `ms` at the latest; UINT32_MAX: none. With interrupts masked.
 void timer_wake_in(uint32_t ms);
 /// Busy waiting, for drivers that wait for hardware.
 void timer_delay_us(uint32_t us);

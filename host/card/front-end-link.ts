@@ -9,11 +9,12 @@
 //   PC reads status   <── FrontEnd (copy) <──order── registers, data of the card <── shared memory, doorbell
 
 import { fstatSync, readSync, writeSync } from 'node:fs';
-import { DEVICE_DEV, FrontEnd, FrontEndEvent, FrontEndOrder } from '../front-end/front-end.js';
+import { DEVICE_DEV, FrontEnd, FrontEndEvent, FrontEndOrder, STATUS_BSY } from '../front-end/front-end.js';
 
 const HEAD_MAGIC = 0x4d534252; // "RBSM"
 const HEAD_VERSION = 1;
 const HEAD_SIZE = 32;
+const HEAD_RUNNING = 28;
 
 const BLOCK_SIZE = 80;
 /** Where the copy has its block; the data buffer lies behind it as far as in the card's memory. */
@@ -31,6 +32,7 @@ const ORDER_LENGTH = 52;
 const REGISTERS = 64;
 const REGISTER_DEVICE = 74;
 const REGISTER_DEVICE_CONTROL = 76;
+const REGISTER_STATUS = 77;
 const REGISTER_ERROR = 78;
 
 /** How long a PC that reads BSY waits for the card before it sees BSY: once for each event, so that a card that waits for the
@@ -72,7 +74,11 @@ export class FrontEndLink {
   #file = -1;
   /** Of the block in the file. */
   #offset = 0;
+  #headOffset = 0;
   #postedSequence = 0;
+  /** There is something to post, and the card's firmware is being started again. */
+  #waiting = false;
+  readonly #running = Buffer.alloc(4);
   #waitedFor = -1;
 
   constructor(deviceNumber: 0 | 1) {
@@ -81,29 +87,33 @@ export class FrontEndLink {
     this.frontEnd.onBusyRead = () => this.#waitForOrder();
   }
 
-  /** The card has set up the block at `offset` of `file`. Follow with `frontEnd.powerOn()` when it has been off. */
-  attach(file: number, offset: number): void {
+  /** The card whose head is at `headOffset` of `file` has set up the block at `offset`. Follow with `frontEnd.powerOn()` when it has been off. */
+  attach(file: number, headOffset: number, offset: number): void {
     this.#file = file;
+    this.#headOffset = headOffset;
     this.#offset = offset;
     // The block's description is the card's, the sequences and registers go on from what this side has.
     readSync(file, this.#copy, COPY_BASE, EVENT_SEQUENCE, offset);
+    if (this.#waiting) this.#post();
   }
 
   detach(): void {
     this.#file = -1;
   }
 
-  /** The card has rung: takes its order, if there is a new one. */
-  ring(): void {
-    if (this.#file < 0) return;
+  /** The card has rung: takes its order. False when there is no new one. */
+  ring(): boolean {
+    if (this.#file < 0) return false;
     const incoming = this.#incoming;
-    readSync(this.#file, incoming, 0, BLOCK_SIZE, this.#offset);
     const copy = this.#copy;
-    if (incoming.readUInt32LE(ORDER_SEQUENCE) === copy.readUInt32LE(ORDER_SEQUENCE)) return;
+    // The card writes the sequence last, so it is read first and alone: what is read after it belongs to it.
+    readSync(this.#file, incoming, 0, 4, this.#offset + ORDER_SEQUENCE);
+    if (incoming.readUInt32LE(0) === copy.readUInt32LE(ORDER_SEQUENCE)) return false;
+    readSync(this.#file, incoming, 0, BLOCK_SIZE, this.#offset);
     const current = incoming.readUInt32LE(ORDER_EVENT) === copy.readUInt32LE(EVENT_SEQUENCE);
-    if (current && this.frontEnd.busy) {
+    if (current && (copy[REGISTER_STATUS] & STATUS_BSY) !== 0) {
       this.#takeRegisters();
-      if (!this.#takeData()) return;
+      if (!this.#takeData()) return false;
     }
     incoming.copy(copy, COPY_BASE + ORDER_SEQUENCE, ORDER_SEQUENCE, REGISTERS);
     try {
@@ -111,6 +121,7 @@ export class FrontEndLink {
     } catch (error) {
       this.onNonsense(error as Error);
     }
+    return true;
   }
 
   /** While BSY the register file is the card's, but for what the PC may change at any time: Device Control and DEV. */
@@ -148,6 +159,9 @@ export class FrontEndLink {
   /** Gives the card what the PC has changed since the last event. */
   #post(): void {
     if (this.#file < 0) return;
+    readSync(this.#file, this.#running, 0, 4, this.#headOffset + HEAD_RUNNING);
+    this.#waiting = this.#running[0] === 0;
+    if (this.#waiting) return;
     const copy = this.#copy;
     const sequence = copy.readUInt32LE(EVENT_SEQUENCE);
     if (sequence === this.#postedSequence) {
@@ -182,7 +196,6 @@ export class FrontEndLink {
     }
     this.#waitedFor = sequence;
     const deadline = performance.now() + BUSY_WAIT_MS;
-    do this.ring();
-    while (this.#postedSequence === sequence && this.frontEnd.busy && performance.now() < deadline);
+    while (!this.ring() && performance.now() < deadline);
   }
 }

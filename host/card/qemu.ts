@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { Failure } from '../failure.js';
 import { buildFlashImage } from './flash-image.js';
 import type { NetworkPath } from './network.js';
+import { qmp } from './qmp.js';
 import { encodePath, type Launch, RemoteCard, type RemoteCardOptions } from './remote.js';
 import { encodeSettings } from './settings.js';
 
@@ -43,8 +44,13 @@ export class QemuCard extends RemoteCard {
     this.#options = options;
   }
 
-  get qmpSocket(): string {
+  get #qmpSocket(): string {
     return join(this.folder, 'qmp');
+  }
+
+  /** Pulls the Ethernet cable out of port 0 or 1, or puts it back. */
+  async setLink(port: 0 | 1, up: boolean): Promise<void> {
+    await qmp(this.#qmpSocket, 'set_link', { name: `n${port}`, up });
   }
 
   protected override async prepare(): Promise<Launch> {
@@ -70,7 +76,7 @@ export class QemuCard extends RemoteCard {
         ...['-drive', `if=sd,index=0,file=${sd},format=raw,id=card0`],
         ...['-drive', `if=mtd,index=8,file=${file('flash')},format=raw`],
         ...['-nic', 'user,id=n0,model=cadence_gem', '-nic', 'user,id=n1,model=cadence_gem,net=10.0.3.0/24'],
-        ...['-qmp', `unix:${this.qmpSocket},server=on,wait=off`],
+        ...['-qmp', `unix:${this.#qmpSocket},server=on,wait=off`],
         ...(options.countInstructions ? ['-icount', 'shift=0'] : []),
       ],
       memoryFile: file('ddr'),

@@ -20,6 +20,7 @@ const DOORBELL_STARTED = 2;
 const RING = Buffer.from([DOORBELL_RING]);
 /** How often a card whose state only the shared memory tells is looked at. */
 const LOOK_INTERVAL_MS = 20;
+const SETTLE_MS = 500;
 
 export interface RemoteCardOptions {
   /** The firmware file, as built: build/firmware/firmware.wasm. */
@@ -92,7 +93,11 @@ export abstract class RemoteCard implements Card {
     if (this.#head === null) throw this.#startFailure('the card did not start');
     this.frontEnd.powerOn();
     await this.#until(() => this.#isReady(), deadline);
-    if (this.#process !== null && this.statistics().sectors > 0) return;
+    if (this.#process !== null && this.statistics().sectors > 0) {
+      // The order that ends the reset is on its way. A Device 0 that waits for its Device 1 may keep BSY longer.
+      await this.#until(() => !this.frontEnd.busy, Date.now() + SETTLE_MS);
+      return;
+    }
     const failure = this.#startFailure('');
     await this.stop(0);
     throw failure;
@@ -213,7 +218,9 @@ export abstract class RemoteCard implements Card {
     if (launch === null) return;
     if (this.#file < 0) this.#file = openSync(launch.memoryFile, 'r+');
     this.#head = this.#readHead();
-    if (this.#head !== null) this.#link.attach(this.#file, this.#head.linearOffset + this.#head.frontEndOffset);
+    if (this.#head !== null) {
+      this.#link.attach(this.#file, launch.headOffset, this.#head.linearOffset + this.#head.frontEndOffset);
+    }
   }
 
   #release(): void {

@@ -4,7 +4,7 @@ import { type Command, Option } from 'commander';
 import { Failure } from '../failure.js';
 import { parseListen } from '../server/listen.js';
 import type { SimOptions } from '../sim/options.js';
-import { CARD_KINDS, PC_KINDS } from '../sim/options.js';
+import { CARD_KINDS, ENGINES, PC_KINDS } from '../sim/options.js';
 import { parseSize } from './image.js';
 import { DEFAULT_STORE } from './serve.js';
 
@@ -15,6 +15,7 @@ export const DEMO_IMAGE = 'demo';
 interface Options {
   card: SimOptions['card'];
   cardMemory: string;
+  engine: SimOptions['engine'];
   pc: SimOptions['pc'];
   memory: string;
   image?: string;
@@ -42,9 +43,17 @@ export function register(program: Command): void {
         .default('v86'),
     )
     .addOption(
-      new Option('--card <kind>', 'inproc: the firmware in this process; posix: boards/posix')
+      new Option('--card <kind>', 'inproc: the firmware in this process; posix: boards/posix; qemu: boards/zynq')
         .choices(CARD_KINDS)
         .default('inproc'),
+    )
+    .addOption(
+      new Option(
+        '--engine <name>',
+        'what runs the firmware on --card posix or qemu: auto takes compiled code if there is some',
+      )
+        .choices(ENGINES)
+        .default('auto'),
     )
     .option('--image <name>', `the master image in the store (default: "${DEMO_IMAGE}", built at first)`)
     .option('--store <folder>', 'the image store', DEFAULT_STORE)
@@ -83,6 +92,10 @@ function checkOptions(options: Options): SimOptions {
   only('biosLog', 'v86');
   only('listen', 'nbd');
   for (const name of ['ports', 'image0', 'image1', 'serial1', 'firmware1'] as const) only(name, 'none');
+  if (options.engine !== 'auto' && options.card === 'inproc') throw new Failure('--engine needs --card posix or qemu');
+  if (options.cardMemory !== DEFAULT_CARD_MEMORY && options.card === 'qemu') {
+    throw new Failure('--card-memory cannot be set for --card qemu: its board decides');
+  }
   if (options.pc === 'none' && options.ports === undefined) throw new Failure('--pc none needs --ports unix:PATH');
   if (options.pc === 'nbd' && options.listen === undefined)
     throw new Failure('--pc nbd needs --listen unix:PATH or tcp:HOST:PORT');
@@ -94,6 +107,7 @@ function checkOptions(options: Options): SimOptions {
   return {
     pc: options.pc,
     card: options.card,
+    engine: options.engine,
     cardMemorySize: parseMemory('--card-memory', options.cardMemory, 64 << 10),
     pcMemorySize: parseMemory('--memory', options.memory, 1 << 20),
     store: options.store,

@@ -5,7 +5,7 @@
 
 import { CMD_EXECUTE_DEVICE_DIAGNOSTIC, CONTROL_SRST, DEVICE_DEV, type FrontEnd, Register } from './front-end.js';
 
-/** What an undriven bus reads: only DD7 has a pull-down ([ATA-6] 4.2). */
+/** What an undriven bus reads: only DD7 has a pull-down. */
 const UNDRIVEN = 0x7f;
 const UNDRIVEN_DATA16 = 0xff7f;
 
@@ -23,6 +23,8 @@ export class Cable {
   /** The front end that answers: the selected one, or Device 0 in place of an absent Device 1. */
   #answering: FrontEnd | null;
   #interrupt = false;
+  /** SRST is set. */
+  #resetHeld = false;
 
   constructor(frontEnds: FrontEnd[]) {
     const devices: [FrontEnd | null, FrontEnd | null] = [null, null];
@@ -59,11 +61,11 @@ export class Cable {
     return status;
   }
 
-  /** Writes a command block register, 1 to 7. While the device shows BSY or DRQ the write has no effect. */
+  /** Writes a command block register, 1 to 7. While the device shows BSY or DRQ, or SRST is set, the write
+   * has no effect. */
   writeRegister(register: number, value: number): void {
-    const answering = this.#answering;
-    if (answering?.busy) {
-      answering.writesIgnored += 1;
+    if (this.#answering?.busy || this.#resetHeld) {
+      if (this.#answering !== null) this.#answering.writesIgnored += 1;
       return;
     }
     if (register === Register.COMMAND) {
@@ -83,18 +85,10 @@ export class Cable {
   }
 
   writeDeviceControl(value: number): void {
-    const before = this.#present.map((frontEnd) => frontEnd.deviceControl);
+    const changed = this.#present.filter((frontEnd) => ((frontEnd.deviceControl ^ value) & CONTROL_SRST) !== 0);
     for (const frontEnd of this.#present) frontEnd.deviceControl = value;
-    if ((value & CONTROL_SRST) !== 0) {
-      const starting = this.#present.filter((_, index) => (before[index] & CONTROL_SRST) === 0);
-      for (const frontEnd of starting) frontEnd.beginReset();
-      this.#updateLines();
-      this.#select(0);
-      for (const frontEnd of starting) frontEnd.postAbort();
-    } else {
-      const ending = this.#present.filter((_, index) => (before[index] & CONTROL_SRST) !== 0);
-      for (const frontEnd of ending) frontEnd.postReset();
-    }
+    this.#resetHeld = (value & CONTROL_SRST) !== 0;
+    if (changed.length > 0) this.#changeReset(changed, (value & CONTROL_SRST) !== 0);
     this.#updateInterrupt();
   }
 
@@ -146,6 +140,18 @@ export class Cable {
    * asked for data yet ends the command when it does. */
   terminateDma(): void {
     this.#selected?.terminateDma();
+  }
+
+  /** Both devices see SRST before either card runs. */
+  #changeReset(frontEnds: FrontEnd[], isSet: boolean): void {
+    if (!isSet) {
+      for (const frontEnd of frontEnds) frontEnd.postReset();
+      return;
+    }
+    for (const frontEnd of frontEnds) frontEnd.beginReset();
+    this.#updateLines();
+    this.#select(0);
+    for (const frontEnd of frontEnds) frontEnd.postAbort();
   }
 
   #writeCommand(command: number): void {

@@ -121,6 +121,11 @@ export class DiskModel {
     this.#heads = Math.min(16, Math.floor(this.sectors / this.#track));
   }
 
+  /** A command's ending has not been told yet. */
+  get busy(): boolean {
+    return this.#command !== null;
+  }
+
   /** The device has taken a command. */
   begin(command: Command, trace: string[]): void {
     this.#finishUnknown();
@@ -282,7 +287,11 @@ export class DiskModel {
   #finishUnknown(): void {
     const command = this.#command;
     this.#command = null;
-    if (command === null || this.#asleep || this.#refused) return;
+    if (command === null || this.#asleep) return;
+    if (this.#refused) {
+      if (command.kind === 'multiple') this.#multiple = 0;
+      return;
+    }
     if (command.kind === 'geometry' || command.kind === 'multiple' || command.kind === 'features')
       this.#endDone(command);
   }

@@ -62,6 +62,13 @@ export const NbdError = {
   EARLY_REPLY: 43,
   TLS_INJECTION: 44,
 } as const;
+export type NbdErrorName = keyof typeof NbdError;
+
+export function nbdErrorName(error: number): NbdErrorName {
+  const name = (Object.keys(NbdError) as NbdErrorName[]).find((key) => NbdError[key] === error);
+  if (name === undefined) throw new Error(`the firmware reports an unknown NbdError: ${error}`);
+  return name;
+}
 
 interface ClientExports {
   initStatistics(): void;
@@ -72,7 +79,6 @@ interface ClientExports {
   nbdConnection(): number;
   nbdExportSize(): bigint;
   nbdExportFlags(): number;
-  nbdMinBlock(): number;
   nbdRead(offset: bigint, length: number): number;
   nbdWrite(offset: bigint, length: number, flags: number): number;
   nbdFlush(): number;
@@ -178,10 +184,6 @@ export class NbdClient {
     return this.#exports.nbdExportFlags() >>> 0;
   }
 
-  get minBlock(): number {
-    return this.#exports.nbdMinBlock() >>> 0;
-  }
-
   get statistics(): CardStatistics {
     return decodeStatistics(this.view(STATISTICS_OFFSET, STATISTICS_SIZE), this.#clockMs());
   }
@@ -221,6 +223,11 @@ export class NbdClient {
 
   disconnect(): void {
     this.#exports.nbdDisconnect();
+  }
+
+  /** An enum value of the firmware, as `Enum.NAME`. */
+  constant(name: string): number {
+    return (this.#exports as unknown as Record<string, WebAssembly.Global>)[name].value as number;
   }
 
   #withPieces(slot: number, pieces: number[]): number {

@@ -9,7 +9,15 @@
 //   5. Whatever happened before, with an honest server the link comes up again and every request ends;
 //      then nothing is left to wait for.
 
-import { compileNbdClient, HEAP_OFFSET, NbdClient, PIECE_SIZE, RequestState } from './nbd-client.js';
+import {
+  compileNbdClient,
+  HEAP_OFFSET,
+  NbdClient,
+  type NbdErrorName,
+  nbdErrorName,
+  PIECE_SIZE,
+  RequestState,
+} from './nbd-client.js';
 import { SimulatedNetwork } from './nbd-network.js';
 import { FLAGS_ALL, type MessageKind, NbdPeer, type PeerOptions } from './nbd-peer.js';
 import { Random } from './random.js';
@@ -29,8 +37,8 @@ export interface NbdFuzzReport {
   writesDone: number;
   requestsFailed: number;
   requestsLost: number;
-  /** How often a connection was given up for which NbdError. */
-  errors: Map<number, number>;
+  /** How often a connection was given up for which error. */
+  errors: Map<NbdErrorName, number>;
 }
 
 /** Throws at the first case that breaks an invariant; the message has the line that replays it. */
@@ -55,6 +63,8 @@ export async function runNbdFuzz(options: NbdFuzzOptions): Promise<NbdFuzzReport
       throw new Error(`${reason}\n${life.tail()}\nreplay: ribbon fuzz nbd --seed ${seed} --cases 1`, { cause: error });
     }
     report.cases += 1;
+    // Ctrl-C is an event too.
+    await new Promise((resolve) => setImmediate(resolve));
     if (options.onCase?.(report.cases) === false) break;
   }
   return report;
@@ -346,7 +356,8 @@ class CardLife {
     const { linkError, protocolErrors } = this.#client.statistics;
     const errors = linkError * 1_000_000 + protocolErrors;
     if (linkError !== 0 && errors !== this.#lastError) {
-      this.#report.errors.set(linkError, (this.#report.errors.get(linkError) ?? 0) + 1);
+      const name = nbdErrorName(linkError);
+      this.#report.errors.set(name, (this.#report.errors.get(name) ?? 0) + 1);
     }
     this.#lastError = errors;
     if (this.#client.up && this.#client.connection === 1 && Number(this.#client.exportSize) > this.#image.length) {

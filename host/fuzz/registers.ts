@@ -51,6 +51,7 @@ const SUPPORTED = [
   0xec, 0xef,
 ];
 const DATA_COMMANDS = [0x20, 0x24, 0x25, 0x29, 0x30, 0x34, 0x35, 0x39, 0xc4, 0xc5, 0xc8, 0xca];
+const EXTENDED_COMMANDS = [0x24, 0x25, 0x29, 0x34, 0x35, 0x39];
 const INTERESTING = [0, 1, 2, 3, 4, 8, 15, 16, 17, 63, 64, 127, 128, 255];
 
 /** Throws at the first case that breaks an invariant; the message has the line that replays it. */
@@ -151,6 +152,8 @@ class CableLife {
 
   #step(): void {
     const random = this.#random;
+    if ((this.#control & 0x04) !== 0 && random.chance(0.4)) this.#writeControl(this.#control & ~0x04);
+    if (random.chance(0.3)) this.#settle();
     const choice = random.below(100);
     if (choice < 30) this.#goodCommand();
     else if (choice < 45) this.#transferToEnd();
@@ -178,14 +181,19 @@ class CableLife {
     return find(this.#selected) ?? (this.#selected === 1 ? (find(0) ?? null) : null);
   }
 
+  /** With Device 0 absent nobody answers, and Device 1 takes what it hears. */
+  get #takesWrites(): boolean {
+    return (this.#control & 0x04) === 0 && this.#answering?.busy !== true;
+  }
+
   get #model(): DiskModel | null {
     return this.#models[this.#selected];
   }
 
   #writeRegister(register: number, value: number): void {
-    const taken = this.#answering !== null && !this.#answering.busy;
-    // With Device 0 absent nobody answers, and Device 1 takes what it hears.
-    if (taken || this.#answering === null) {
+    if (this.#takesWrites) {
+      // Selecting the other device takes the ending of this one's command out of sight.
+      if (register === Register.DEVICE) this.#ended();
       if (register === Register.DEVICE) this.#selected = (value >> 4) & 1;
       if (register === Register.FEATURES) this.#features = value;
     }
@@ -233,9 +241,7 @@ class CableLife {
     const { sectors } = this.#model;
     const count = random.pick([1, 1, 2, 7, 8, 9, 16, 17, 64, 256, 300, random.between(1, 1200)]);
     const lba = random.chance(0.95) ? random.below(Math.max(1, sectors - count + 1)) : random.below(2 * sectors);
-    const extended = (code & 0xc0) === 0 && (code & 0x04) !== 0;
-    const wide = extended || code === 0x29 || code === 0x39 || code === 0x25 || code === 0x35;
-    if (wide) {
+    if (EXTENDED_COMMANDS.includes(code)) {
       this.#writeRegister(Register.SECTOR_COUNT, count >> 8);
       this.#writeRegister(Register.LBA_LOW, Math.floor(lba / 2 ** 24) & 0xff);
       this.#writeRegister(Register.LBA_MID, 0);
@@ -256,7 +262,8 @@ class CableLife {
 
   #command(code: number): void {
     const answering = this.#answering;
-    const taken = answering === null ? code === 0x90 : !answering.busy;
+    const taken = this.#takesWrites && (answering !== null || code === 0x90);
+    if (taken) this.#ended();
     this.#note(`command ${code.toString(16)} ${taken ? '' : '(while busy)'}`);
     if (taken) {
       this.#report.commands += 1;
@@ -355,7 +362,7 @@ class CableLife {
   /** The command is over when the device is idle: the model learns how. */
   #ended(): void {
     const model = this.#model;
-    if (model === null || this.#answering?.busy !== false) return;
+    if (model === null || !model.busy || this.#answering?.busy !== false) return;
     const status = this.#status;
     const error = this.#cable.readRegister(Register.ERROR);
     if ((status & (STATUS_ERR | STATUS_DF)) !== 0) this.#report.failures += 1;

@@ -195,6 +195,8 @@ export class Connection {
     socket.on('close', () => {
       clearInterval(this.timer);
       this.socketOver = true;
+      // Requests that the session had no room for yet would otherwise keep it, and its export, for ever.
+      this.left = null;
       this.inputEnded();
       this.checkEnded();
     });

@@ -2,15 +2,16 @@
 
 import type { NetworkPath } from '../card/network.js';
 import type { ListenAddress } from '../server/listen.js';
-import type { CardKind } from './simulation.js';
+import type { CardKind, Engine } from './simulation.js';
 
-export { CARD_KINDS } from './simulation.js';
+export { CARD_KINDS, ENGINES } from './simulation.js';
 
 export const PC_KINDS = ['v86', 'nbd', 'none'] as const;
 
 export interface SimOptions {
   pc: (typeof PC_KINDS)[number];
   card: CardKind;
+  engine: Engine;
   cardMemorySize: number;
   pcMemorySize: number;
   store: string;

@@ -6,9 +6,13 @@ import { buildDemoImage } from '../../tools/demo-image.js';
 import { DEMO_IMAGE } from '../commands/sim.js';
 import { Failure, failureText } from '../failure.js';
 import { Cable } from '../front-end/cable.js';
+import { AtaDriver } from '../pc/ata-driver.js';
+import { CardExports } from '../pc/card-export.js';
 import { PortSocket } from '../pc/port-socket.js';
 import { GuestShell } from '../pc/shell.js';
 import { V86Pc } from '../pc/v86.js';
+import type { ListenAddress } from '../server/listen.js';
+import { ImageServer } from '../server/server.js';
 import { Console } from './console.js';
 import type { SimOptions } from './options.js';
 import { type Disk, type ImageSource, Simulation } from './simulation.js';
@@ -18,6 +22,8 @@ const SHELL_TIMEOUT_MS = 180_000;
 /** After an emergency sync the disk must have been quiet for this long. */
 const QUIET_MS = 400;
 const SYNC_TIMEOUT_MS = 5_000;
+/** What a shell reports for a program that Ctrl-C has ended. */
+const SIGINT_STATUS = 130;
 
 /** Scan codes of Alt+SysRq+KEY: Linux writes its buffers (S) and makes its file systems read-only (U). */
 const KEY_S = 0x1f;
@@ -35,12 +41,18 @@ export async function runSimulation(options: SimOptions): Promise<number> {
 
 class Run {
   readonly #options: SimOptions;
-  /** Resolves when someone or something wants the simulation to end; true: at once. */
+  /** Resolves when someone or something wants the simulation to end. */
   readonly #ended: Promise<void>;
   #end!: (status: number) => void;
   #status = 0;
   #console: Console | null = null;
-  readonly #onSignal = (): void => this.#end(0);
+  #endWanted = false;
+  /** The first Ctrl-C asks for a clean end, the second insists. */
+  readonly #onSignal = (): void => {
+    if (this.#endWanted) process.exit(SIGINT_STATUS);
+    this.#endWanted = true;
+    this.#end(0);
+  };
 
   constructor(options: SimOptions) {
     this.#options = options;
@@ -64,6 +76,7 @@ class Run {
     const simulation = await Simulation.start(
       {
         card: this.#options.card,
+        engine: this.#options.engine,
         cardMemorySize: this.#options.cardMemorySize,
         disks,
         images,
@@ -81,7 +94,8 @@ class Run {
     );
     try {
       if (this.#options.pc === 'none') await this.#runPorts(simulation, this.#options.ports as string);
-      else if (this.#options.pc === 'v86') await this.#runPc(simulation);
+      else if (this.#options.pc === 'nbd') await this.#runNbd(simulation, this.#options.listen as ListenAddress);
+      else await this.#runPc(simulation);
       return this.#status;
     } finally {
       this.#console?.stop();
@@ -99,6 +113,24 @@ class Run {
     await ports.listen(socket);
     await Promise.race([ports.closed, this.#ended]);
     ports.close();
+  }
+
+  /** An ATA driver is the PC, and any NBD client its user. */
+  async #runNbd(simulation: Simulation, listen: ListenAddress): Promise<void> {
+    const driver = new AtaDriver(simulation.cable);
+    await driver.open();
+    const { exportName } = simulation.disks[0];
+    const server = new ImageServer({
+      exports: new CardExports(driver, exportName),
+      listen: [listen],
+      log: (level, message) => {
+        if (level !== 'info') this.#message(message);
+      },
+    });
+    await server.listen();
+    process.stdout.write(`${server.uri(exportName)}\n`);
+    await this.#ended;
+    await server.close();
   }
 
   async #runPc(simulation: Simulation): Promise<void> {
@@ -124,7 +156,7 @@ class Run {
     const { disks, server, cards } = simulation;
     this.#console = new Console(pc, {
       status: () => formatStatus(cards[0].statistics(), server?.generation(disks[0].exportName) ?? null),
-      onPowerOff: () => this.#end(0),
+      onPowerOff: this.#onSignal,
     });
     this.#console.start();
     await pc.start();

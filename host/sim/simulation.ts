@@ -22,7 +22,9 @@ export interface Disk {
 
 export interface SimulationOptions {
   card: CardKind;
-  /** Linear memory of each card, in bytes. */
+  /** For cards outside of this process. */
+  engine?: Engine;
+  /** Linear memory of each card, in bytes; a QEMU card has what its board has. */
   cardMemorySize?: number;
   /** Device 0, then Device 1. */
   disks: readonly Disk[];
@@ -53,13 +55,22 @@ interface CardOptions {
   path: NetworkPath;
   deviceNumber: 0 | 1;
   memorySize: number | undefined;
+  engine: Engine;
 }
 
-const POSIX_CARD = fileURLToPath(new URL('../../boards/ribbon-card', import.meta.url));
+/** What executes the firmware of a card outside of this process; `auto`: compiled code if it fits the firmware, else wasm3. */
+export const ENGINES = ['auto', 'wasm3', 'aot'] as const;
+export type Engine = (typeof ENGINES)[number];
+
+const BOARDS = new URL('../../boards/', import.meta.url);
+const POSIX_CARD = fileURLToPath(new URL('ribbon-card', BOARDS));
+/** The QEMU card's program decides the engine: without compiled firmware in it there is only wasm3. */
+const QEMU_CARD = fileURLToPath(new URL('ribbon-card-qemu.elf', BOARDS));
+const QEMU_CARD_WASM3 = fileURLToPath(new URL('ribbon-card-qemu-wasm3.elf', BOARDS));
 
 /** Where a card runs, by its name on the command line. */
 const CARDS = {
-  inproc: ({ memorySize, ...options }) =>
+  inproc: ({ memorySize, engine: _, ...options }) =>
     new InProcessCard({ ...options, firmware: loadFirmware(), ...(memorySize === undefined ? {} : { memorySize }) }),
   posix: async ({ memorySize, ...options }) => {
     const { PosixCard } = await import('../card/posix.js');
@@ -70,6 +81,11 @@ const CARDS = {
       program: POSIX_CARD,
       ...(memorySize === undefined ? {} : { memorySize }),
     });
+  },
+  qemu: async ({ memorySize: _, engine, ...options }) => {
+    const { QemuCard } = await import('../card/qemu.js');
+    const program = engine === 'wasm3' ? QEMU_CARD_WASM3 : QEMU_CARD;
+    return new QemuCard({ ...options, firmware: fileURLToPath(FIRMWARE_FILE), program });
   },
 } satisfies Record<string, CardFactory>;
 
@@ -164,7 +180,13 @@ async function startCard(
     firmware: disk.firmware ?? DEFAULT_SETTINGS.firmware,
   };
   const factory: CardFactory = CARDS[options.card];
-  const card = await factory({ settings, path: { address }, deviceNumber, memorySize: options.cardMemorySize });
+  const card = await factory({
+    settings,
+    path: { address },
+    deviceNumber,
+    memorySize: options.cardMemorySize,
+    engine: options.engine ?? 'auto',
+  });
   card.onLog = (level, line) => events.onLog(level, `card ${deviceNumber}: ${line}`);
   card.onCrash = (error) =>
     events.onCrash(new Failure(`card ${deviceNumber} has stopped: ${error.stack ?? error.message}`));
@@ -178,8 +200,13 @@ async function stopAll(
   folder: string,
   timeoutMs: number,
 ): Promise<number> {
-  const left = await Promise.all(cards.map((card) => card.stop(timeoutMs)));
+  // Whatever fails here, the rest is stopped too.
+  const results = await Promise.allSettled(cards.map((card) => card.stop(timeoutMs)));
   await server?.stop();
   await rm(folder, { recursive: true, force: true });
+  const left = results.map((result) => {
+    if (result.status === 'rejected') throw result.reason;
+    return result.value;
+  });
   return left.reduce((sum, bytes) => sum + bytes, 0);
 }

@@ -17,6 +17,10 @@ const RECORD_MAGIC = 0x434a4252; // "RBJC"
 /** 1 MiB: one write system call moves enough to be cheap, and a reader finds recent blocks in memory. */
 const TAIL_SLOTS = 256;
 const SPARES_MAX = 4;
+/** A write of at least this many blocks that finds the tail empty does not pass through it. */
+const STREAM_SLOTS = 16;
+/** Bit of an entry's slot word: the slot has no CRC-32. */
+const STREAMED = 0x8000_0000;
 
 /** A generation as it stands in the journal. */
 export interface CommitRecord {
@@ -43,9 +47,13 @@ interface Segment {
   slots: number;
   /** Slots that somebody still needs. */
   live: number;
-  /** CRC-32 of every slot that has been written. */
+  /** CRC-32 of every slot that has one. */
   crcs: Uint32Array;
-  synced: boolean;
+  /** 1: the slot was streamed to the file without a CRC-32, and must be durable before a record may name it. */
+  streamed: Uint8Array;
+  /** Writes to the file, and how many of them are durable. */
+  written: number;
+  durable: number;
 }
 
 export interface JournalOptions {
@@ -57,7 +65,8 @@ export class Journal {
   private readonly segments = new Map<number, Segment>();
   private readonly segmentSlots: number;
   private current: Segment | null = null;
-  private readonly tail = Buffer.alloc(TAIL_SLOTS * SLOT_SIZE);
+  private readonly tail: Buffer;
+  private readonly tailSlots: number;
   /** First slot of the current segment that is not yet in the file, and how many are in the tail. */
   private tailStart = 0;
   private tailCount = 0;
@@ -75,6 +84,8 @@ export class Journal {
     options: JournalOptions = {},
   ) {
     this.segmentSlots = options.segmentSlots ?? 65536;
+    this.tailSlots = Math.min(TAIL_SLOTS, this.segmentSlots);
+    this.tail = Buffer.alloc(this.tailSlots * SLOT_SIZE);
   }
 
   /** Bytes in segments that are still needed. */
@@ -84,16 +95,37 @@ export class Journal {
 
   // --- writing
 
-  /** Stores one block; returns its position. `block` is copied. */
-  append(data: Uint8Array, from: number): number {
-    const slot = this.takeSlot();
-    this.tail.set(
-      from === 0 && data.length === SLOT_SIZE ? data : data.subarray(from, from + SLOT_SIZE),
-      slot * SLOT_SIZE,
-    );
+  /**
+   * Stores up to `count` neighbouring blocks of `data`; returns the position of the first and how many were taken: they lie one after
+   * the other. `data` is the caller's again.
+   */
+  append(data: Buffer, from: number, count: number): { position: number; count: number } {
+    if (this.failed !== null) throw this.failed;
+    if (this.tailCount === this.tailSlots) this.flushTail(false);
+    if (this.current === null || this.tailStart + this.tailCount === this.segmentSlots) {
+      this.flushTail(false);
+      this.roll();
+    }
     const segment = this.current!;
-    segment.live++;
-    return segment.number * this.segmentSlots + this.tailStart + slot;
+    const left = this.segmentSlots - this.tailStart - this.tailCount;
+    if (this.tailCount === 0 && count >= STREAM_SLOTS) {
+      // A large write goes to the file as it is. Its checksum would cost more than all the rest of the way: it is made durable before
+      // the record that names it is written instead.
+      const slots = Math.min(count, left);
+      const slot = this.tailStart;
+      this.write(segment, data, from, slot, slots);
+      segment.streamed.fill(1, slot, slot + slots);
+      segment.slots = slot + slots;
+      segment.live += slots;
+      this.tailStart = segment.slots;
+      return { position: segment.number * this.segmentSlots + slot, count: slots };
+    }
+    const slots = Math.min(count, left, this.tailSlots - this.tailCount);
+    const slot = this.tailCount;
+    data.copy(this.tail, slot * SLOT_SIZE, from, from + slots * SLOT_SIZE);
+    this.tailCount += slots;
+    segment.live += slots;
+    return { position: segment.number * this.segmentSlots + this.tailStart + slot, count: slots };
   }
 
   /** The block's bytes when they are still in memory and may be changed there. */
@@ -141,27 +173,41 @@ export class Journal {
     if (segment.live === 0 && segment !== this.current) this.retire(segment);
   }
 
-  /** The slots that a record takes stay needed until its generation is digested: returned for release(). */
-  commit(record: CommitRecord): { position: number; durable: Promise<void> } {
+  /**
+   * Writes the record and makes it and all that it names durable; resolves to the record's position, which stays needed until release().
+   * `record.changes` must not change meanwhile.
+   */
+  commit(record: CommitRecord): Promise<number> {
     if (this.failed !== null) throw this.failed;
-    const entries = record.changes.blocks;
+    this.flushTail(true);
+    for (const position of record.changes.blocks.values()) {
+      if (position <= 0) continue;
+      const segment = this.segments.get(Math.floor(position / this.segmentSlots))!;
+      if (segment.streamed[position % this.segmentSlots] === 0 || segment.durable === segment.written) continue;
+      return this.sync().then(() => this.writeRecord(record));
+    }
+    return this.writeRecord(record);
+  }
+
+  private async writeRecord(record: CommitRecord): Promise<number> {
+    if (this.failed !== null) throw this.failed;
     const ranges = record.changes.ranges();
     const text = Buffer.from(JSON.stringify({ who: record.who, why: record.why }));
-    const length = RECORD_HEADER + text.length + ranges.length * 16 + entries.size * 20;
+    const length = RECORD_HEADER + text.length + ranges.length * 16 + record.changes.blocks.size * 20;
     const slots = Math.ceil(length / SLOT_SIZE);
-    if (slots > this.segmentSlots - 1)
-      throw new Error(`a commit of ${entries.size} blocks does not fit a journal segment`);
-    this.flushTail();
+    if (slots > this.segmentSlots - 1) throw new Error(`a record of ${length} bytes does not fit a journal segment`);
+    this.flushTail(true);
     if (this.current === null || this.current.slots + slots > this.segmentSlots) this.roll();
     const segment = this.current!;
-    const bytes = slots <= TAIL_SLOTS ? this.tail.subarray(0, slots * SLOT_SIZE) : Buffer.alloc(slots * SLOT_SIZE);
+    const bytes = slots <= this.tailSlots ? this.tail.subarray(0, slots * SLOT_SIZE) : Buffer.alloc(slots * SLOT_SIZE);
     this.encode(bytes, segment, record, ranges, text, length);
     const slot = segment.slots;
-    this.write(segment, bytes, slot, slots);
+    this.write(segment, bytes, 0, slot, slots);
     segment.slots += slots;
     segment.live++;
     this.tailStart = segment.slots;
-    return { position: segment.number * this.segmentSlots + slot, durable: this.sync() };
+    await this.sync();
+    return segment.number * this.segmentSlots + slot;
   }
 
   private encode(
@@ -201,41 +247,37 @@ export class Journal {
         const number = Math.floor(position / this.segmentSlots);
         const slot = position % this.segmentSlots;
         bytes.writeUInt32LE(number, at + 8);
-        bytes.writeUInt32LE(slot, at + 12);
-        bytes.writeUInt32LE(this.segments.get(number)!.crcs[slot], at + 16);
+        const holder = this.segments.get(number)!;
+        bytes.writeUInt32LE((holder.streamed[slot] === 1 ? slot | STREAMED : slot) >>> 0, at + 12);
+        bytes.writeUInt32LE(holder.crcs[slot], at + 16);
       }
       at += 20;
     }
     bytes.writeUInt32LE(zlib.crc32(bytes.subarray(8, length)), 4);
   }
 
-  private takeSlot(): number {
-    if (this.failed !== null) throw this.failed;
-    if (this.tailCount === TAIL_SLOTS) this.flushTail();
-    if (this.current === null || this.tailStart + this.tailCount === this.segmentSlots) {
-      this.flushTail();
-      this.roll();
-    }
-    return this.tailCount++;
-  }
-
-  private flushTail(): void {
+  /** Writes the tail to the file. A full tail is part of a stream; what a commit finds in it gets its checksums. */
+  private flushTail(checked: boolean): void {
     const segment = this.current;
     if (segment === null || this.tailCount === 0) return;
     const count = this.tailCount;
-    for (let slot = 0; slot < count; slot++) {
-      segment.crcs[this.tailStart + slot] = zlib.crc32(this.tail.subarray(slot * SLOT_SIZE, (slot + 1) * SLOT_SIZE));
+    if (checked) {
+      for (let slot = 0; slot < count; slot++) {
+        segment.crcs[this.tailStart + slot] = zlib.crc32(this.tail.subarray(slot * SLOT_SIZE, (slot + 1) * SLOT_SIZE));
+      }
+    } else {
+      segment.streamed.fill(1, this.tailStart, this.tailStart + count);
     }
-    this.write(segment, this.tail, this.tailStart, count);
+    this.write(segment, this.tail, 0, this.tailStart, count);
     this.tailStart += count;
     segment.slots = this.tailStart;
     this.tailCount = 0;
   }
 
-  private write(segment: Segment, bytes: Buffer, slot: number, slots: number): void {
-    segment.synced = false;
+  private write(segment: Segment, bytes: Buffer, from: number, slot: number, slots: number): void {
+    segment.written++;
     try {
-      segment.file.write(bytes, 0, slots * SLOT_SIZE, slot * SLOT_SIZE);
+      segment.file.write(bytes, from, slots * SLOT_SIZE, slot * SLOT_SIZE);
     } catch (error) {
       // Blocks that were acknowledged to clients (not committed) are lost with the tail: nothing may be committed on top of that.
       throw this.fail(error);
@@ -288,7 +330,9 @@ export class Journal {
         slots: 1,
         live: 0,
         crcs: new Uint32Array(this.segmentSlots),
-        synced: false,
+        streamed: new Uint8Array(this.segmentSlots),
+        written: 1,
+        durable: 0,
       };
       const header = Buffer.alloc(SLOT_SIZE);
       header.writeUInt32LE(SEGMENT_MAGIC, 0);
@@ -344,11 +388,13 @@ export class Journal {
 
   private async syncNow(): Promise<void> {
     try {
-      const dirty = [...this.segments.values()].filter((segment) => !segment.synced);
-      for (const segment of dirty) segment.synced = true;
+      const dirty = [...this.segments.values()]
+        .filter((segment) => segment.durable < segment.written)
+        .map((segment) => ({ segment, written: segment.written }));
       const folder = this.folderDirty;
       this.folderDirty = false;
-      await Promise.all(dirty.map((segment) => segment.file.sync()));
+      await Promise.all(dirty.map(({ segment }) => segment.file.sync()));
+      for (const { segment, written } of dirty) segment.durable = written;
       if (folder) await this.files.syncFolder(FOLDER);
     } catch (error) {
       throw this.fail(error);
@@ -406,7 +452,18 @@ export class Journal {
       throw new JournalError(`${name} has ${header.readUInt32LE(12)} slots, expected ${this.segmentSlots}`);
     const slots = Math.floor(file.size() / SLOT_SIZE);
     const nonce = Buffer.from(header.subarray(16, 32));
-    return { number, name, file, nonce, slots, live: 0, crcs: new Uint32Array(0), synced: true };
+    return {
+      number,
+      name,
+      file,
+      nonce,
+      slots,
+      live: 0,
+      crcs: new Uint32Array(0),
+      streamed: new Uint8Array(0),
+      written: 0,
+      durable: 0,
+    };
   }
 
   private scan(
@@ -457,12 +514,13 @@ export class Journal {
         changes.set(block, ZERO_BLOCK);
         continue;
       }
-      const slot = bytes.readUInt32LE(at + 12);
+      const word = bytes.readUInt32LE(at + 12);
+      const slot = (word & ~STREAMED) >>> 0;
       const segment = this.segments.get(number);
       const there =
         segment !== undefined &&
         segment.file.read(scratch, 0, SLOT_SIZE, slot * SLOT_SIZE) === SLOT_SIZE &&
-        zlib.crc32(scratch) === bytes.readUInt32LE(at + 16);
+        ((word & STREAMED) !== 0 || zlib.crc32(scratch) === bytes.readUInt32LE(at + 16));
       if (there) changes.set(block, number * this.segmentSlots + slot);
       else missing.push(block);
     }

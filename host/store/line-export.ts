@@ -153,28 +153,52 @@ export class LineExport implements OpenExport {
   }
 
   private writeBlocks(first: number, data: Buffer, from: number, count: number): void {
-    const { journal } = this.store;
-    const { epoch } = this;
-    for (let index = 0; index < count; index++) {
-      const block = first + index;
+    for (let index = 0; index < count; ) {
       const at = from + index * BLOCK_SIZE;
-      const old = epoch.blocks.get(block);
       if (isZeroBlock(data, at)) {
-        if (old !== undefined && old > 0) journal.release(old);
-        epoch.set(block, ZERO_BLOCK);
+        this.replace(first + index, ZERO_BLOCK);
+        index++;
         continue;
       }
-      if (old !== undefined && old > 0) {
-        const place = journal.inTail(old);
-        if (place !== null) {
-          data.copy(place, 0, at, at + BLOCK_SIZE);
-          continue;
-        }
-        journal.release(old);
-        epoch.set(block, ZERO_BLOCK);
+      if (this.writeInPlace(first + index, data, at)) {
+        index++;
+        continue;
       }
-      epoch.set(block, journal.append(data, at));
+      let run = 1;
+      while (index + run < count && !isZeroBlock(data, at + run * BLOCK_SIZE)) run++;
+      this.appendBlocks(first + index, data, at, run);
+      index += run;
     }
+  }
+
+  /** A block of this epoch that is still in memory is written over there. */
+  private writeInPlace(block: number, data: Buffer, at: number): boolean {
+    const old = this.epoch.blocks.get(block);
+    if (old === undefined || old <= 0) return false;
+    const place = this.store.journal.inTail(old);
+    if (place === null) return false;
+    data.copy(place, 0, at, at + BLOCK_SIZE);
+    return true;
+  }
+
+  private appendBlocks(first: number, data: Buffer, at: number, count: number): void {
+    try {
+      for (let done = 0; done < count; ) {
+        const taken = this.store.journal.append(data, at + done * BLOCK_SIZE, count - done);
+        for (let index = 0; index < taken.count; index++) this.replace(first + done + index, taken.position + index);
+        done += taken.count;
+      }
+    } catch (error) {
+      this.store.journalFailed();
+      throw error;
+    }
+  }
+
+  private replace(block: number, position: number): void {
+    const { blocks } = this.epoch;
+    const old = blocks.get(block);
+    if (old !== undefined && old > 0) this.store.journal.release(old);
+    blocks.set(block, position);
   }
 
   private writeParts(offset: number, data: Buffer): Done {

@@ -85,6 +85,11 @@ const VERSION = 1;
 export const IMAGE_SIZE_MAX = 2 ** 50;
 /** Changed blocks that are hashed and brought into the tree in one go. */
 const BUILD_BLOCKS = 16384;
+/** At the maximum a store takes some ten seconds to open after a crash. */
+const JOURNAL_BUSY_BYTES = 2 * 1024 ** 3;
+const JOURNAL_MAX_BYTES = 4 * 1024 ** 3;
+/** Clients rest when none has written for this long. */
+const IDLE_MS = 250;
 
 export class Store extends EventEmitter<StoreEvents> implements Exports {
   readonly journal: Journal;
@@ -362,9 +367,9 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       if (writer.epochBlocks >= 2 * (this.options.spillBlocks ?? 262_144)) return spill;
       spill.catch(() => {});
     }
-    if (bytes < (this.options.journalBusyBytes ?? 1024 ** 3)) return null;
+    if (bytes < (this.options.journalBusyBytes ?? JOURNAL_BUSY_BYTES)) return null;
     this.digestSoon(0);
-    if (bytes < (this.options.journalMaxBytes ?? 4 * 1024 ** 3)) return null;
+    if (bytes < (this.options.journalMaxBytes ?? JOURNAL_MAX_BYTES)) return null;
     return this.makeRoom(writer);
   }
 
@@ -390,7 +395,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       base: base?.root ?? null,
       changes,
     };
-    let written: { position: number; durable: Promise<void> };
+    let written: Promise<number>;
     try {
       written = this.journal.commit(record);
     } catch (error) {
@@ -408,8 +413,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       base: record.base,
       baseBlocks,
       changes,
-      records: [written.position],
-      durable: written.durable,
+      records: [],
+      durable: Promise.resolve(),
       isDurable: false,
     };
     line.head = generation;
@@ -429,8 +434,11 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     for (const other of [...line.exports]) {
       if (other !== line.writer && other.hasWritten) other.fence(`${line.name} was changed by ${who}`);
     }
-    pending.durable = written.durable.then(
-      () => {
+    // Generations become durable in order: this one is not before its predecessor is.
+    const before = line.pending.at(-2)?.durable;
+    pending.durable = Promise.all([written, before]).then(
+      ([position]) => {
+        pending.records.push(position);
         pending.isDurable = true;
         this.coalesce(line, pending);
         this.emit('commit', line.name, generation, who);
@@ -457,7 +465,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   }
 
   /** The journal has failed under open epochs: their writers must begin again. Committed generations are safe. */
-  private journalFailed(): void {
+  journalFailed(): void {
     if (!this.journal.broken) return;
     this.log('error', 'the journal cannot be written; open epochs are discarded');
     for (const line of this.lines.values()) line.writer?.fence('the image store cannot be written');
@@ -469,7 +477,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   /** Digests what is durable, so that space comes free, and lets writers try again. */
   private reopenJournalSoon(): void {
     this.reopening ??= (async () => {
-      await new Promise<void>((resolve) => setTimeout(resolve, this.options.digestDelayMs ?? 200));
+      await new Promise<void>((resolve) => setTimeout(resolve, this.options.digestDelayMs ?? 200).unref());
       for (const line of this.lines.values()) await this.dropUndurable(line);
       this.journal.restart();
       await this.digestAll();
@@ -706,9 +714,9 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       const now = performance.now();
       if (now - since < 1) return;
       await new Promise<void>((resolve) => setImmediate(resolve));
-      const busyBytes = this.options.journalBusyBytes ?? 1024 ** 3;
+      const busyBytes = this.options.journalBusyBytes ?? JOURNAL_BUSY_BYTES;
       for (let waited = 0; waited < 200 && !this.closing; waited += 5) {
-        if (this.nowMs() - this.lastWriteMs > 20 || this.journal.bytes >= busyBytes) break;
+        if (this.nowMs() - this.lastWriteMs > IDLE_MS || this.journal.bytes >= busyBytes) break;
         await new Promise<void>((resolve) => setTimeout(resolve, 5));
       }
       since = performance.now();

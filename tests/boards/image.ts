@@ -1,13 +1,17 @@
-// An image server with one image of known content, for the cards of these tests.
+// One disk image of known content behind nbdkit: an NBD server that is not ours, so that what these tests show depends on the
+// card alone. (That our own image server works with every card is shown by `ribbon sim` and its tests.)
 
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { NetworkPath } from '../../host/card/network.js';
-import { ImageServer } from '../../host/server/server.js';
-import { Store } from '../../host/store/store.js';
 
+/** nbdkit's file plugin serves its one image under any name. */
 export const IMAGE_NAME = 'disk';
+const PSK_IDENTITY = 'card';
 
 /** Sector `lba` before anything is written: its number, over and over. */
 export function pattern(lba: number, sectors: number): Buffer {
@@ -18,61 +22,83 @@ export function pattern(lba: number, sectors: number): Buffer {
 
 export class TestImage {
   readonly folder = mkdtempSync(join(tmpdir(), 'ribbon-image-'));
-  readonly #store: Store;
-  readonly #storeFolder: string;
-  #server: ImageServer | null = null;
+  readonly file = join(this.folder, 'disk.img');
+  readonly #key = randomBytes(32);
+  #port = 0;
+  #process: ChildProcess | null = null;
+  #ended: Promise<void> = Promise.resolve();
 
-  private constructor(store: Store, storeFolder: string) {
-    this.#store = store;
-    this.#storeFolder = storeFolder;
+  constructor(sectors: number) {
+    writeFileSync(this.file, pattern(0, sectors));
   }
 
-  static async create(sectors: number): Promise<TestImage> {
-    const folder = mkdtempSync(join(tmpdir(), 'ribbon-store-'));
-    const store = await Store.open(folder);
-    const raw = join(folder, 'source');
-    writeFileSync(raw, pattern(0, sectors));
-    await store.importRaw(IMAGE_NAME, raw);
-    return new TestImage(store, folder);
-  }
-
-  /** Starts a server on a socket of its own. */
   async serveUnix(): Promise<NetworkPath> {
     const path = join(this.folder, 'nbd');
-    this.#server = new ImageServer({ exports: this.#store, listen: [{ kind: 'unix', path }] });
-    await this.#server.listen();
+    await this.#spawn(['-U', path], () => net.connect(path));
     return { address: { path } };
   }
 
-  async serveTcp(port = 0): Promise<{ address: { host: string; port: number } }> {
-    const server = new ImageServer({ exports: this.#store, listen: [{ kind: 'tcp', host: '127.0.0.1', port }] });
-    await server.listen();
-    this.#server = server;
-    const address = server.addresses[0];
-    if (address.kind !== 'tcp') throw new Error('not a TCP address');
-    return { address: { host: address.host, port: address.port } };
+  /** On loopback; after stopServer() again on the same port. With TLS, clients without the key are refused. */
+  async serveTcp(options: { tls?: boolean } = {}): Promise<NetworkPath> {
+    if (this.#port === 0) this.#port = await freePort();
+    const port = this.#port;
+    const args = ['-i', '127.0.0.1', '-p', String(port)];
+    if (options.tls) {
+      const keys = join(this.folder, 'keys.psk');
+      writeFileSync(keys, `${PSK_IDENTITY}:${this.#key.toString('hex')}\n`);
+      chmodSync(keys, 0o600);
+      args.push('--tls=require', `--tls-psk=${keys}`);
+    }
+    await this.#spawn(args, () => net.connect(port, '127.0.0.1'));
+    const tls = options.tls ? { tls: { identity: PSK_IDENTITY, key: this.#key } } : {};
+    return { address: { host: '127.0.0.1', port }, ...tls };
   }
 
-  async stopServer(): Promise<void> {
-    await this.#server?.close();
-    this.#server = null;
-  }
-
-  generation(): number {
-    return this.#store.generation(IMAGE_NAME);
+  async stopServer(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+    this.#process?.kill(signal);
+    await this.#ended;
   }
 
   /** The master image as it is now. */
-  async content(): Promise<Buffer> {
-    const file = join(this.folder, 'copy');
-    await this.#store.exportRaw(IMAGE_NAME, file);
-    return readFileSync(file);
+  content(): Buffer {
+    return readFileSync(this.file);
   }
 
   async close(): Promise<void> {
     await this.stopServer();
-    await this.#store.close();
     rmSync(this.folder, { recursive: true, force: true });
-    rmSync(this.#storeFolder, { recursive: true, force: true });
   }
+
+  async #spawn(args: string[], connect: () => net.Socket): Promise<void> {
+    const child = spawn('nbdkit', ['--foreground', '--exit-with-parent', ...args, 'file', this.file], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
+    this.#process = child;
+    this.#ended = new Promise((done) => {
+      child.on('close', () => {
+        this.#process = null;
+        done();
+      });
+    });
+    const deadline = Date.now() + 10_000;
+    for (;;) {
+      const isUp = await new Promise<boolean>((done) => {
+        const socket = connect();
+        socket.once('connect', () => done(true));
+        socket.once('error', () => done(false));
+        socket.once('connect', () => socket.destroy());
+      });
+      if (isUp) return;
+      if (this.#process === null || Date.now() > deadline) throw new Error('nbdkit does not start');
+      await new Promise((done) => setTimeout(done, 10));
+    }
+  }
+}
+
+async function freePort(): Promise<number> {
+  const probe = net.createServer();
+  await new Promise<void>((done) => probe.listen(0, '127.0.0.1', done));
+  const { port } = probe.address() as net.AddressInfo;
+  await new Promise((done) => probe.close(done));
+  return port;
 }

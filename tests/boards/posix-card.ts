@@ -3,11 +3,11 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { buildPosix } from '../../tools/build-boards.js';
+import { ROOT } from './builds.js';
 import { assemble, GOOD, TRAPPING } from './modules.js';
 
-export const ROOT = resolve(import.meta.dirname, '..', '..', '..');
 /** Shared by the test files of this folder: its content follows from modules.ts alone. */
 export const MODULES = join(ROOT, 'build', 'boards', 'test-modules');
 

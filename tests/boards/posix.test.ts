@@ -3,21 +3,17 @@
 
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { join } from 'node:path';
 import { before, test } from 'node:test';
 import { PosixCard } from '../../host/card/posix.js';
 import { DEFAULT_SETTINGS } from '../../host/card/settings.js';
 import { Cable } from '../../host/front-end/cable.js';
-import { buildPosix, FIRMWARE_FILE } from '../../tools/build-boards.js';
+import { buildPosixCard, FIRMWARE, POSIX_CARD } from './builds.js';
 import { IMAGE_NAME, pattern, TestImage } from './image.js';
 import { Command, Pc } from './pc.js';
-import { ROOT } from './posix-card.js';
 
 const SECTORS = 65_536; // 32 MiB
-const firmware = join(ROOT, FIRMWARE_FILE);
-const program = join(ROOT, 'build', 'boards', 'ribbon-card');
 
-before(() => buildPosix(ROOT, { firmwares: [firmware], output: program }));
+before(buildPosixCard);
 
 function randomBytes(seed: string, length: number): Buffer {
   const parts: Buffer[] = [];
@@ -27,11 +23,11 @@ function randomBytes(seed: string, length: number): Buffer {
 
 for (const engine of ['wasm3', 'aot'] as const) {
   test(`posix ${engine}: reads, writes, and what is written is in the master image`, async () => {
-    const image = await TestImage.create(SECTORS);
+    const image = new TestImage(SECTORS);
     const log: string[] = [];
     const card = new PosixCard({
-      program,
-      firmware,
+      program: POSIX_CARD,
+      firmware: FIRMWARE,
       engine,
       settings: { ...DEFAULT_SETTINGS, exportName: IMAGE_NAME, serial: `POSIX-${engine}` },
       path: await image.serveUnix(),
@@ -75,7 +71,7 @@ for (const engine of ['wasm3', 'aot'] as const) {
       expected.set(piece, 77 * 512);
       expected.set(bulk, 5001 * 512);
       assert.equal(await card.stop(), 0);
-      assert.ok((await image.content()).equals(expected), 'the master image is not what the PC wrote');
+      assert.ok(image.content().equals(expected), 'the master image is not what the PC wrote');
       assert.equal(crash, null);
     } finally {
       await card.stop(0);

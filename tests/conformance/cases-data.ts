@@ -159,6 +159,7 @@ export const DATA_CASES: ConformanceCase[] = [
     run: async (pc, rig) => {
       await pc.ready();
       pc.start(0xec);
+      await pc.ready();
       for (let i = 0; i < 256; i++) {
         const status = pc.read(7);
         assert.equal(status & (STATUS_DRDY | STATUS_DRQ), STATUS_DRDY | STATUS_DRQ);
@@ -205,6 +206,22 @@ export const DATA_CASES: ConformanceCase[] = [
       const data = Buffer.alloc(4 * SECTOR, 1);
       assertSuccess(await pc.dma(0xc8, lba28(10, 4), data));
       assert.deepEqual(data, Buffer.alloc(4 * SECTOR));
+    },
+  },
+  {
+    name: 'a DMA engine that stops while the next part is still being read ends the command',
+    run: async (pc, rig) => {
+      pattern(0, 4096).copy(rig.disks[0].image);
+      await pc.ready();
+      pc.start(0x25, lba48(0, 1024));
+      await rig.until(() => rig.cable.dmaDirection() === 'in');
+      rig.disks[0].reads.hold();
+      rig.cable.advanceDma(SECTOR);
+      rig.cable.terminateDma();
+      rig.disks[0].reads.release();
+      await pc.ready();
+      assertSuccess(pc.ending());
+      assert.deepEqual((await pc.readPio(0x24, lba48(2000, 300), 300)).data, pattern(2000, 300));
     },
   },
   {

@@ -174,4 +174,18 @@ export const FAULT_CASES: ConformanceCase[] = [
       assert.deepEqual(Buffer.from(rig.disks[0].image.subarray(30 * SECTOR, 34 * SECTOR)), pattern(30, 4, 3));
     },
   },
+  {
+    name: 'a long write whose first part the server refuses ends there with DF',
+    simulatedTime: true,
+    run: async (pc: Pc, rig: Rig) => {
+      await pc.ready();
+      rig.disks[0].refuseWrites = true;
+      const { status, moved } = await pc.dma(0x35, lba48(30, 1000), pattern(30, 1000, 2));
+      assertFault(status);
+      assert.equal(moved, 512 * SECTOR, 'both halves of the data buffer, and no more');
+      const pio = await pc.writePio(0x39, lba48(30, 1000), pattern(30, 1000, 2), 16);
+      assertFault(pio.status);
+      assert.equal(pio.moved, 512 * SECTOR);
+    },
+  },
 ];

@@ -29,6 +29,8 @@ export const FEATURE_CASES: ConformanceCase[] = [
       }
       for (const value of [0x00, 0x01, 0x08, 0x09, 0x0a, 0x0b, 0x0c]) await setFeature(pc, 0x03, value);
       assert.deepEqual(await selectedModes(pc), { multiword: 0, ultra: 32 }, 'a PIO mode leaves the DMA mode');
+      await setFeature(pc, 0x03, 0x22);
+      assert.deepEqual(await selectedModes(pc), { multiword: 4, ultra: 0 });
     },
   },
   {

@@ -36,6 +36,15 @@ export const FLUSH_CASES: ConformanceCase[] = [
     },
   })),
   {
+    name: 'what was written is committed by its age, without a flush: old systems send none',
+    run: async (pc, rig) => {
+      await pc.ready();
+      assertSuccess(await pc.writePio(0x30, lba28(20, 8), pattern(20, 8, 1)));
+      await rig.until(() => rig.disks[0].commitsDone > 0, 10_000);
+      assert.deepEqual(Buffer.from(rig.disks[0].image.subarray(20 * SECTOR, 28 * SECTOR)), pattern(20, 8, 1));
+    },
+  },
+  {
     name: 'a flush of nothing ends at once',
     run: async (pc, rig) => {
       await pc.ready();

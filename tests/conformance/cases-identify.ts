@@ -7,7 +7,7 @@ function text(words: Uint16Array, first: number, last: number): string {
   return bytes.toString('latin1');
 }
 
-/** Words whose value follows from [ATA-6] table 27 and what the card claims; the others are tested where they change. */
+/** Words whose value follows from [ATA-6] 8.15 and what the card claims; the others are tested where they change. */
 const FIXED: [number, number, string][] = [
   [0, 0x0040, 'ATA, not removable, response complete'],
   [2, 0xc837, 'no SET FEATURES needed to spin up'],

@@ -11,7 +11,7 @@ async function powerMode(pc: Pc, code = CHECK_POWER_MODE): Promise<number> {
   return pc.read(2);
 }
 
-/** Standby timer periods of [ATA-6] table 14, in seconds. */
+/** Standby timer periods of [ATA-6] 8.17, in seconds. */
 const PERIODS: [number, number][] = [
   [1, 5],
   [12, 60],

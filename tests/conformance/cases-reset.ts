@@ -232,6 +232,7 @@ export const RESET_CASES: ConformanceCase[] = [
       await pc.ready(30_000);
       await started;
       assert.equal(pc.status & STATUS_DRDY, STATUS_DRDY);
+      assert.equal(pc.read(Register.DEVICE) & 0x10, 0x10, 'Device 1 is still selected');
       // The writes to the registers had no effect either.
       assert.equal(pc.read(Register.SECTOR_COUNT), 1);
     },

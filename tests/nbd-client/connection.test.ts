@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { NbdError, RequestState } from '../../host/fuzz/nbd-client.js';
+import { compileNbdClient, NbdError, type NbdErrorName, RequestState } from '../../host/fuzz/nbd-client.js';
 import { FLAG_READ_ONLY, FLAGS_ALL, optionReply, type PeerOptions } from '../../host/fuzz/nbd-peer.js';
 import { Bench, NO_TIMER, testImage } from './bench.js';
 
@@ -20,6 +20,15 @@ const server = (options: Partial<PeerOptions> = {}): PeerOptions => ({ image: Bu
 const replyAlways = (type: number, text = ''): Partial<PeerOptions> => ({
   mangle: (message, kind) =>
     kind === 'option' ? [optionReply(message.readUInt32BE(8), type, Buffer.from(text))] : [message],
+});
+
+test('the errors have the numbers that the firmware gives them', async () => {
+  const exports = WebAssembly.Module.exports(await compileNbdClient()).map(({ name }) => name);
+  const names = exports.filter((name) => name.startsWith('NbdError.')).map((name) => name.slice('NbdError.'.length));
+  assert.deepEqual(names.sort(), Object.keys(NbdError).sort());
+  const { client } = new Bench({ peers: [null] });
+  for (const name of Object.keys(NbdError) as NbdErrorName[])
+    assert.equal(client.constant(`NbdError.${name}`), NbdError[name]);
 });
 
 const ABILITIES: [string, Partial<PeerOptions>][] = [
@@ -316,13 +325,6 @@ test('what is offered is sent', () => {
   assert.equal(bench.client.state(trim), RequestState.DONE);
   assert.equal(bench.network.peer!.requests[1].flags, 1);
   assert.ok(peer.image.subarray(4096, 12_288).every((byte) => byte === 0));
-});
-
-test('a minimum block is told', () => {
-  const blockSizes = { minimum: 4096, preferred: 4096, maximum: 1 << 20 };
-  const bench = new Bench({ peers: [server({ blockSizes })] });
-  bench.run();
-  assert.equal(bench.client.minBlock, 4096);
 });
 
 test('16 requests in flight, not one more', () => {

@@ -73,6 +73,7 @@ const HANDSHAKE_LIES: [string, ErrorName, Partial<PeerOptions>][] = [
   ['a size of 2^63', 'EXPORT_SIZE', information('000080000000000000000001')],
   ['block sizes that are too short', 'BAD_OPTION_REPLY', information('000300000001')],
   ['a minimum block of 8 KiB', 'BLOCK_SIZE', information('0003000020000000200000100000')],
+  ['a minimum block of 1 KiB', 'BLOCK_SIZE', information('0003000004000000100000100000')],
   ['a minimum block of 0', 'BLOCK_SIZE', information('0003000000000000100000100000')],
   ['a minimum block of 768', 'BLOCK_SIZE', information('0003000003000000100000100000')],
   ['a maximum block of 2 KiB', 'BLOCK_SIZE', information('0003000000010000080000000800')],

@@ -36,6 +36,8 @@ export interface WasmFunction {
   /** Types of the locals that are not parameters, one entry a local. */
   locals: number[];
   code: Instruction[];
+  /** Offset of the first byte behind the code. */
+  end: number;
   /** Bytes of the function's entry in the code section, length field included. */
   sizeBytes: number;
 }
@@ -290,6 +292,7 @@ function readCode(reader: Reader, module: Module, typeIndices: number[]): void {
       type: module.types[typeIndices[i]],
       locals,
       code,
+      end: reader.offset,
       sizeBytes: reader.offset - start,
     });
     reader.end = sectionEnd;

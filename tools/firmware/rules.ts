@@ -7,7 +7,8 @@
 //   instructions   core specification 1.0 and bulk memory, which every engine has
 //   allocation     nothing reachable from an export allocates
 //   start          a start function sets globals to constants and does nothing else: what runs first is init()
-//   stack          no recursion, a bounded depth: the deepest chain of calls is known
+//   recursion      no function can come back to itself, directly, through others or through a table
+//   stack          the deepest chain of calls and the largest number of locals on it are bounded
 //
 // A violation names the function and the rule.
 
@@ -25,8 +26,20 @@ import {
   type WasmFunction,
 } from './module.js';
 
+export type Rule =
+  | 'valid'
+  | 'imports'
+  | 'exports'
+  | 'memory'
+  | 'float'
+  | 'instructions'
+  | 'allocation'
+  | 'recursion'
+  | 'start'
+  | 'stack';
+
 export interface Violation {
-  rule: 'valid' | 'imports' | 'exports' | 'memory' | 'float' | 'instructions' | 'allocation' | 'start' | 'stack';
+  rule: Rule;
   /** The function's name; absent when the module as a whole breaks the rule. */
   function?: string;
   text: string;
@@ -243,7 +256,7 @@ function checkInstructions(module: Module): Violation[] {
  * An allocator that is compiled in is reachable, or it would have been left out; so any is a violation, in init() too, where
  * arenas are handed out and nothing is allocated. Run on a module with names, before inlining hides them.
  */
-export function checkAllocation(module: Module): Violation[] {
+function checkAllocation(module: Module): Violation[] {
   const callers = callersOf(module);
   return module.functions
     .filter(({ name }) => ALLOCATORS.test(name))
@@ -304,8 +317,11 @@ function checkStack(module: Module): { violations: Violation[]; deepest: CallCha
   const cycle = findCycle(module, edges);
   if (cycle !== null) {
     const names = cycle.map((index) => module.functions.find((it) => it.index === index)?.name ?? 'an import');
-    const text = `recursion: ${names.join(' -> ')}`;
-    return { violations: [{ rule: 'stack', function: names[0], text }], deepest: NO_CHAIN, largest: NO_CHAIN };
+    return {
+      violations: [{ rule: 'recursion', function: names[0], text: names.join(' -> ') }],
+      deepest: NO_CHAIN,
+      largest: NO_CHAIN,
+    };
   }
   const deepest = heaviestChain(module, edges, () => 1);
   const largest = heaviestChain(module, edges, localsOf);

@@ -18,9 +18,15 @@ export const APT_PACKAGES = [
   { name: 'nbdkit', for: 'test', reason: 'a stock NBD server under the card, peer of the benchmarks' },
   { name: 'qemu-utils', for: 'test', reason: 'qemu-img and qemu-nbd, stock client and server' },
   { name: 'fio', for: 'test', reason: 'load for the image server' },
+  { name: 'hdparm', for: 'test', reason: 'a second reader of IDENTIFY DEVICE data' },
   { name: 'grub-pc-bin', for: 'test', reason: "GRUB's own disk driver as a PC" },
+  { name: 'xz-utils', for: 'test', reason: 'unpacks the sources of lwIP and mbedTLS' },
   { name: 'gcc', for: 'test', reason: 'compiles the card for Linux' },
   { name: 'libc6-dev', for: 'test', reason: 'compiles the card for Linux' },
+  { name: 'openssl', for: 'test', reason: 'certificates for tests of NBD inside TLS' },
+  { name: 'gcc-arm-none-eabi', for: 'test', reason: 'compiles the card for its Zynq board' },
+  { name: 'libnewlib-arm-none-eabi', for: 'test', reason: "the board's C library" },
+  { name: 'qemu-system-arm', for: 'test', reason: 'the Zynq board, simulated' },
   { name: 'wabt', for: 'test', reason: 'wasm2c, which compiles the firmware ahead of time' },
 ];
 
@@ -73,6 +79,10 @@ async function install(names) {
   const step = `Debian packages (${names.length})`;
   const command = ['apt-get', 'install', ...INSTALL_OPTIONS, ...names];
   const options = { environment: ENVIRONMENT, progress: percentOf, uninterruptible: true };
+  if (wasInterrupted()) {
+    const repair = { environment: ENVIRONMENT, uninterruptible: true };
+    await runStep('finishing an interrupted installation', ['dpkg', '--configure', '-a'], repair);
+  }
   if (hasPackageLists()) {
     try {
       return await runStep(step, command, options);
@@ -90,6 +100,15 @@ async function install(names) {
       `${error.message}\nInstall them by hand: apt-get install ${names.join(' ')}`,
       error.exitCode,
     );
+  }
+}
+
+/** What dpkg had begun and not ended lies here; apt-get refuses to work until it is ended. */
+function wasInterrupted() {
+  try {
+    return fs.readdirSync('/var/lib/dpkg/updates').some((name) => /^\d+$/.test(name));
+  } catch {
+    return false;
   }
 }
 

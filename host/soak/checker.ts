@@ -1,0 +1,440 @@
+// The checker: knows every write command of the PC in order, watches what the PC is told and what the image server makes
+// durable, and says when the two do not go together.
+//
+//   O1  a write is acknowledged only when what the acknowledgement point asks for has happened, and is not lost by any fault
+//       in that point's set (DESIGN.md)
+//   O2  every generation is the base image and a prefix of the PC's commands; it ends inside a command only if the command
+//       is larger than the write log, or was cut short by the PC or by an error
+//   O3  that prefix never shrinks, and covers every FLUSH CACHE that was answered
+//   O4  the reported lag is never below the truth
+//   O5  no command takes longer than the PC waits, and none fails, unless the world forced it        (pc.ts)
+//   O7  every read is right
+//   O8  after faults stop, lag reaches zero in about bytes / rate                                     (run.ts)
+//
+// Every sector says which command wrote it (content.ts), so a generation tells by itself how far it goes.
+//
+// A write that failed, was cut short or was under way at a power cut may have been done up to any sector: its `min` and `max`
+// bound how far, and every later observation narrows them. Two observations that contradict each other are a violation.
+
+import { commandOf, describeSector, isSector, SECTOR_SIZE, WORDS, wordsOf } from './content.js';
+import { BLOCK, type Blocks, type StoreWatcher } from './memory-store.js';
+import { MS, Violation, type World } from './world.js';
+
+const BLOCK_SECTORS = BLOCK / SECTOR_SIZE;
+
+/** A command up to this size is never torn: it begins with half the write log free (966,656 bytes at least), of which the
+ * end of the ring may stay unused because an entry of up to 128 KiB lies in one piece. */
+const WHOLE_COMMAND_BYTES = 320 << 10;
+
+enum Outcome {
+  RUNNING,
+  /** The PC was told that it is done. */
+  DONE,
+  /** The PC was told that it failed, or ended it early: done up to some sector. */
+  UNKNOWN,
+  /** A power cut of the card took it, as the acknowledgement point allows. */
+  LOST,
+}
+
+interface WriteCommand {
+  number: number;
+  lba: number;
+  count: number;
+  outcome: Outcome;
+  /** Sectors that are done at least, and at most. */
+  min: number;
+  max: number;
+  acknowledgedUs: number;
+  /** Which sectors the image server has received, once or more often. */
+  received: Uint8Array | null;
+  receivedCount: number;
+}
+
+export class Checker implements StoreWatcher {
+  generations = 0;
+  sectorsChecked = 0;
+  powerCuts = 0;
+  writesLost = 0;
+  readonly #world: World;
+  readonly #sectors: number;
+  /** By command number; 0 is the base image. */
+  readonly #writes: WriteCommand[] = [];
+  /** The command that each sector of the newest generation comes from. */
+  readonly #image: Uint32Array;
+  /** The command that the PC must see in each sector, but for those in `#maybe`. */
+  readonly #shadow: Uint32Array;
+  /** Unknown commands newer than the shadow's, the oldest first, by sector. */
+  readonly #maybe = new Map<number, number[]>();
+  /** Every command up to this one is settled in the newest generation. */
+  #position = 0;
+  /** The newest command that the PC was told to be done. */
+  #newestDone = 0;
+  /** Sectors that the PC wrote, was told so, and that are not in the newest generation. */
+  #dirty = 0;
+  readonly #mark: Uint32Array;
+  #markNumber = 0;
+
+  constructor(world: World, sectors: number) {
+    this.#world = world;
+    this.#sectors = sectors;
+    this.#image = new Uint32Array(sectors);
+    this.#shadow = new Uint32Array(sectors);
+    this.#mark = new Uint32Array(sectors);
+    this.#writes.push(newWrite(0, 0, 0));
+  }
+
+  // What the PC does
+
+  /** The PC issues a write; returns its number, which goes into every sector that it writes. */
+  begin(lba: number, count: number): number {
+    const number = this.#writes.length;
+    this.#writes.push(newWrite(number, lba, count));
+    return number;
+  }
+
+  /** The PC was told that the write is done. */
+  acknowledged(number: number): void {
+    const write = this.#writes[number];
+    if (write.receivedCount < write.count) {
+      throw new Violation(
+        'O1',
+        `write #${number} was acknowledged, but the image server has received ${write.receivedCount} of its ${write.count} sectors`,
+      );
+    }
+    if (write.max < write.count) {
+      throw new Violation(
+        'O2',
+        `write #${number} was acknowledged, but a generation holds ${write.max} of its sectors`,
+      );
+    }
+    write.outcome = Outcome.DONE;
+    write.min = write.count;
+    write.acknowledgedUs = this.#world.nowUs;
+    this.#newestDone = number;
+    for (let lba = write.lba; lba < write.lba + write.count; lba++) {
+      this.#maybe.delete(lba);
+      this.#setShadow(lba, number);
+    }
+  }
+
+  /** The PC was told that the write failed, or ended it early. */
+  abandoned(number: number): void {
+    const write = this.#writes[number];
+    write.outcome = Outcome.UNKNOWN;
+    for (let lba = write.lba; lba < write.lba + write.count; lba++) {
+      const maybe = this.#maybe.get(lba);
+      if (maybe === undefined) this.#maybe.set(lba, [number]);
+      else maybe.push(number);
+    }
+  }
+
+  /** FLUSH CACHE was answered, or a write without write cache: everything that was done is durable now. */
+  flushed(what: string): void {
+    if (this.#newestDone <= this.#position) return;
+    throw new Violation(
+      'O3',
+      `${what} was answered, but the newest generation holds the writes up to #${this.#position} and #${this.#newestDone} was done`,
+    );
+  }
+
+  /** The PC has read sectors from `lba` on. */
+  read(lba: number, bytes: Uint8Array): void {
+    const words = wordsOf(bytes);
+    for (let at = 0; at < words.length; at += WORDS, lba++) this.#readSector(lba, words, at);
+  }
+
+  #readSector(lba: number, words: Uint32Array, at: number): void {
+    this.sectorsChecked += 1;
+    const number = commandOf(words, at, lba);
+    if (this.#maybe.size > 0 && this.#maybe.has(lba)) this.#resolve(lba, number, words, at);
+    else if (number !== this.#shadow[lba]) this.#failRead(lba, words, at);
+    if (!isSector(words, at, number, lba)) this.#failRead(lba, words, at);
+  }
+
+  #failRead(lba: number, words: Uint32Array, at: number): never {
+    const maybe = this.#maybe.get(lba) ?? [];
+    const expected = [this.#shadow[lba], ...maybe].map((number) =>
+      number === 0 ? 'the base image' : `write #${number}`,
+    );
+    throw new Violation(
+      'O7',
+      `sector ${lba} was read as ${describeSector(words, at, lba)}, right is ${expected.join(' or ')}`,
+    );
+  }
+
+  /** A sector of a write that may or may not have been done was seen. */
+  #resolve(lba: number, seen: number, words: Uint32Array, at: number): void {
+    const maybe = this.#maybe.get(lba)!;
+    const place = maybe.indexOf(seen);
+    if (place < 0 && seen !== this.#shadow[lba]) this.#failRead(lba, words, at);
+    // The newer ones have not been done up to here; the one that was seen has.
+    for (const number of maybe.slice(place + 1)) this.#narrow(number, lba, false);
+    if (place >= 0) this.#narrow(seen, lba, true);
+    this.#maybe.delete(lba);
+    this.#setShadow(lba, seen);
+  }
+
+  #narrow(number: number, lba: number, done: boolean): void {
+    const write = this.#writes[number];
+    const index = lba - write.lba;
+    if (done) write.min = Math.max(write.min, index + 1);
+    else write.max = Math.min(write.max, index);
+    if (write.min <= write.max) return;
+    throw new Violation(
+      'O7',
+      `write #${number} of sectors ${write.lba} to ${write.lba + write.count - 1} ended early, and now sector ${lba} shows ` +
+        `${done ? 'its data' : 'older data'} although it was ${done ? '' : 'not '}cut off before`,
+    );
+  }
+
+  /** The card has lost its power and comes back: nothing of it is on its way any more. What was acknowledged only as received
+   * may be gone; the PC starts again from what the image holds. */
+  cardRestarted(): void {
+    this.powerCuts += 1;
+    for (let number = this.#position + 1; number < this.#writes.length; number++) {
+      const write = this.#writes[number];
+      if (write.outcome === Outcome.DONE) this.writesLost += 1;
+      write.outcome = Outcome.LOST;
+    }
+    this.#position = this.#newestDone = this.#writes.length - 1;
+    this.#shadow.set(this.#image);
+    this.#maybe.clear();
+    this.#dirty = 0;
+  }
+
+  #setShadow(lba: number, number: number): void {
+    const image = this.#image[lba];
+    if (this.#shadow[lba] > image) this.#dirty -= 1;
+    this.#shadow[lba] = number;
+    if (number > image) this.#dirty += 1;
+  }
+
+  // What reaches the image server
+
+  received(offset: number, data: Buffer): void {
+    const words = alignedWords(data);
+    let lba = offset / SECTOR_SIZE;
+    if (!Number.isInteger(lba) || data.length % SECTOR_SIZE !== 0) {
+      throw new Violation('O2', `the server received ${data.length} bytes at ${offset}: not whole sectors`);
+    }
+    for (let at = 0; at < words.length; at += WORDS, lba++) {
+      const number = commandOf(words, at, lba);
+      const write = number > 0 ? this.#writes[number] : undefined;
+      if (write === undefined || lba < write.lba || lba >= write.lba + write.count) {
+        throw new Violation('O2', `the server received for sector ${lba}: ${describeSector(words, at, lba)}`);
+      }
+      write.received ??= new Uint8Array(write.count);
+      if (write.received[lba - write.lba] === 0) {
+        write.received[lba - write.lba] = 1;
+        write.receivedCount += 1;
+      }
+    }
+  }
+
+  committed(generation: number, changed: Blocks): void {
+    this.generations += 1;
+    const newest = this.#newestIn(generation, changed);
+    this.#settle(generation, newest, changed);
+    this.#compare(generation, changed);
+    this.#advance(generation, newest);
+    if (this.#world.tracing) {
+      this.#world.trace('server', `generation ${generation}: writes up to #${this.#position}, ${changed.size} blocks`);
+    }
+  }
+
+  /** The newest command of which the generation holds something. */
+  #newestIn(generation: number, changed: Blocks): number {
+    let newest = this.#position;
+    for (const [block, bytes] of changed) {
+      const words = wordsOf(bytes);
+      for (let i = 0; i < BLOCK_SECTORS; i++) {
+        const lba = block * BLOCK_SECTORS + i;
+        if (lba >= this.#sectors) break;
+        const number = commandOf(words, i * WORDS, lba);
+        if (number < 0 || number >= this.#writes.length) this.#failGeneration(generation, lba, words, i * WORDS);
+        if (number > newest) newest = number;
+      }
+    }
+    return newest;
+  }
+
+  #failGeneration(generation: number, lba: number, words: Uint32Array, at: number): never {
+    throw new Violation(
+      'O2',
+      `generation ${generation}, sector ${lba}: ${describeSector(words, at, lba)}; before it was write #${this.#image[lba]}, ` +
+        `the generation before holds the writes up to #${this.#position}`,
+    );
+  }
+
+  /** Decides for every command up to the newest how much of it the generation must hold, and marks its sectors. */
+  #settle(generation: number, newest: number, changed: Blocks): void {
+    this.#markNumber += 1;
+    for (let number = newest; number > this.#position; number--) {
+      const write = this.#writes[number];
+      if (write.outcome !== Outcome.LOST) this.#settleWrite(generation, newest, write, changed);
+    }
+  }
+
+  #settleWrite(generation: number, newest: number, write: WriteCommand, changed: Blocks): void {
+    let missing = write.count;
+    for (let i = 0; i < write.count; i++) {
+      const lba = write.lba + i;
+      // A later command of this generation has overwritten it.
+      if (this.#mark[lba] === this.#markNumber) continue;
+      if (this.#commandIn(changed, lba) !== write.number) {
+        missing = Math.min(missing, i);
+        continue;
+      }
+      if (i > missing) this.#failGap(generation, write, missing);
+      write.min = Math.max(write.min, i + 1);
+      this.#mark[lba] = this.#markNumber;
+    }
+    if (write.min > Math.min(missing, write.max)) this.#failGap(generation, write, Math.min(missing, write.max));
+    // What is not there although later data is will never be.
+    if (write.number < newest) write.max = Math.min(write.max, missing);
+  }
+
+  #failGap(generation: number, write: WriteCommand, index: number): never {
+    const { number, lba, count } = write;
+    throw new Violation(
+      'O2',
+      `generation ${generation} lacks sector ${lba + index} of write #${number} (${count} sectors from ${lba}), but holds later data`,
+    );
+  }
+
+  #commandIn(changed: Blocks, lba: number): number {
+    const block = changed.get(Math.floor(lba / BLOCK_SECTORS));
+    if (block === undefined) return this.#image[lba];
+    return commandOf(wordsOf(block), (lba % BLOCK_SECTORS) * WORDS, lba);
+  }
+
+  /** Every sector that changed is what a command wrote that belongs there; every other is as before. */
+  #compare(generation: number, changed: Blocks): void {
+    for (const [block, bytes] of changed) {
+      const words = wordsOf(bytes);
+      for (let i = 0; i < BLOCK_SECTORS; i++) {
+        const lba = block * BLOCK_SECTORS + i;
+        if (lba >= this.#sectors) break;
+        const number = commandOf(words, i * WORDS, lba);
+        const before = this.#image[lba];
+        const isNew = this.#mark[lba] === this.#markNumber;
+        if (!isNew && number !== before) this.#failGeneration(generation, lba, words, i * WORDS);
+        if (!isSector(words, i * WORDS, number, lba)) this.#failGeneration(generation, lba, words, i * WORDS);
+        if (number === before) continue;
+        if (this.#shadow[lba] > before) this.#dirty -= 1;
+        this.#image[lba] = number;
+        if (this.#shadow[lba] > number) this.#dirty += 1;
+      }
+    }
+  }
+
+  #advance(generation: number, newest: number): void {
+    const last = this.#writes[newest];
+    const torn = last.min < last.count && newest > this.#position;
+    if (torn && last.outcome === Outcome.RUNNING && last.count * SECTOR_SIZE <= WHOLE_COMMAND_BYTES) {
+      throw new Violation(
+        'O2',
+        `generation ${generation} ends inside write #${newest}: ${last.min} of ${last.count} sectors, and the command is still running`,
+      );
+    }
+    // More of a command that ended early may come with the next generation.
+    this.#position = Math.max(this.#position, torn ? newest - 1 : newest);
+  }
+
+  // What the card reports
+
+  /** After every step of the firmware. */
+  lag(bytes: number, epochs: number, ms: number): void {
+    if (this.#dirty === 0) return;
+    const truth = this.#dirty * SECTOR_SIZE;
+    if (bytes < truth) {
+      throw new Violation(
+        'O4',
+        `the card reports a lag of ${bytes} bytes, ${truth} bytes are not in the newest generation`,
+      );
+    }
+    if (epochs === 0) throw new Violation('O4', `the card reports no epoch in its lag of ${bytes} bytes`);
+    const oldest = this.#oldestDirty();
+    if (oldest === null) return;
+    // One tick of the card's clock and one of rounding.
+    const truthMs = Math.floor((this.#world.nowUs - oldest.acknowledgedUs) / MS) - 2;
+    if (ms < truthMs) {
+      throw new Violation(
+        'O4',
+        `the card reports a lag of ${ms} ms, write #${oldest.number} was acknowledged ${truthMs} ms ago and is in no generation`,
+      );
+    }
+  }
+
+  #oldestDirty(): WriteCommand | null {
+    for (let number = this.#position + 1; number < this.#writes.length; number++) {
+      if (this.#writes[number].outcome === Outcome.DONE) return this.#writes[number];
+    }
+    return null;
+  }
+
+  // The end
+
+  /** Everything is drained: the image is what the PC sees. */
+  drained(blocks: Blocks): void {
+    for (let lba = 0; lba < this.#sectors; lba++) {
+      const image = this.#image[lba];
+      if (image === this.#shadow[lba] || this.#maybe.get(lba)?.includes(image)) continue;
+      throw new Violation(
+        'O2',
+        `the card reports no lag, but sector ${lba} of the image holds write #${image} and the PC's is #${this.#shadow[lba]}`,
+      );
+    }
+    for (const [block, bytes] of blocks) {
+      const words = wordsOf(bytes);
+      for (let i = 0; i < BLOCK_SECTORS; i++) {
+        const lba = block * BLOCK_SECTORS + i;
+        if (lba < this.#sectors && !isSector(words, i * WORDS, this.#image[lba], lba)) {
+          throw new Violation('O2', `sector ${lba} of the image: ${describeSector(words, i * WORDS, lba)}`);
+        }
+      }
+    }
+  }
+
+  get writes(): number {
+    return this.#writes.length - 1;
+  }
+
+  get position(): number {
+    return this.#position;
+  }
+
+  /** Where commands wrote, the newest first. */
+  writtenRanges(limit: number): { lba: number; count: number }[] {
+    return this.#writes
+      .slice(1)
+      .reverse()
+      .slice(0, limit)
+      .map(({ lba, count }) => ({ lba, count }));
+  }
+}
+
+function newWrite(number: number, lba: number, count: number): WriteCommand {
+  return {
+    number,
+    lba,
+    count,
+    outcome: Outcome.RUNNING,
+    min: 0,
+    max: count,
+    acknowledgedUs: 0,
+    received: null,
+    receivedCount: 0,
+  };
+}
+
+let scratch = new Uint32Array(0);
+
+/** Received bytes lie anywhere in the session's buffer. */
+function alignedWords(data: Buffer): Uint32Array {
+  if (data.byteOffset % 4 === 0) return wordsOf(data);
+  if (scratch.length < data.length / 4) scratch = new Uint32Array(data.length / 4);
+  const bytes = new Uint8Array(scratch.buffer, 0, data.length);
+  bytes.set(data);
+  return scratch.subarray(0, data.length / 4);
+}

@@ -1,0 +1,404 @@
+// The real image store (host/store) in the simulated world: on files and an index in memory that take their time to become
+// durable, and that a crash or a power cut leaves as a disk would. Its timers are the world's.
+//
+// What the store says is durable is compared with what it gives: each generation's changed blocks are read through the
+// connection as it commits, and all of them again, from a new connection, after every crash.
+
+import { type Client, type Done, ExportError, type Exports, type Extent, type OpenExport } from '../server/export.js';
+import { noCodec } from '../store/codec.js';
+import type { Files, StoreFile } from '../store/files.js';
+import { type Index, type IndexBatch, MemoryIndex } from '../store/index.js';
+import { MemoryFiles } from '../store/memory-files.js';
+import { Store } from '../store/store.js';
+import {
+  BLOCK,
+  type Blocks,
+  EXPORT_NAME,
+  type ImageBackend,
+  type StoreFaults,
+  type StoreWatcher,
+} from './memory-store.js';
+import { Violation, type World } from './world.js';
+
+const CLIENT: Client = { identity: 'simulator', address: 'here', tls: false };
+const STORE_ID = Buffer.alloc(16, 7);
+const WALL_CLOCK_MS = 1_700_000_000_000;
+
+/** A commit that the store has been asked for and that has not been reported durable. */
+interface OpenCommit {
+  generation: number;
+  blocks: Blocks;
+}
+
+export class MerkleStore implements ImageBackend {
+  readonly exports: Exports = {
+    list: (client) => this.#store?.list(client) ?? [],
+    open: (name, client) => this.#open(name, client),
+  };
+  full = false;
+  unreadable: { from: number; to: number } | null = null;
+  commitsUs = 0;
+  readonly #world: World;
+  readonly #faults: StoreFaults;
+  readonly #watcher: StoreWatcher;
+  #files = new MemoryFiles();
+  #index = new MemoryIndex();
+  #store: Store | null = null;
+  /** The medium of the store that is running; a crash makes it deaf. */
+  #disk: SlowDisk | null = null;
+  readonly #commits: OpenCommit[] = [];
+  /** The newest generation that was reported durable. */
+  #generation = 1;
+  /** Every block that was ever written: those that may differ from the base image. */
+  readonly #written = new Set<number>();
+
+  constructor(
+    world: World,
+    readonly size: number,
+    faults: StoreFaults,
+    watcher: StoreWatcher,
+  ) {
+    this.#world = world;
+    this.#faults = faults;
+    this.#watcher = watcher;
+  }
+
+  get busy(): boolean {
+    return this.#commits.length > 0;
+  }
+
+  /** Opens the store on what is left, and looks whether everything that was durable is there. */
+  async start(): Promise<void> {
+    const disk = new SlowDisk(this.#world, this.#files, this.#index, this.#faults, (us) => {
+      this.commitsUs += us;
+    });
+    this.#disk = disk;
+    const store = await Store.openParts(
+      { files: disk, index: disk.index, storeId: STORE_ID, unlock: () => {} },
+      {
+        codec: noCodec,
+        // Small limits, so that runs meet them.
+        journalSegmentSlots: 64,
+        packSizeMax: 1 << 20,
+        spillBlocks: 200,
+        journalBusyBytes: 2 << 20,
+        journalMaxBytes: 6 << 20,
+        coalesceMs: 300,
+        digestDelayMs: 200,
+        nowMs: () => WALL_CLOCK_MS + Math.floor(this.#world.nowUs / 1000),
+        pause: () => () => Promise.resolve(),
+        freeBytes: () => (this.full ? 0 : Number.MAX_SAFE_INTEGER),
+        log: (level, message) => this.#world.trace('store', `${level}: ${message}`),
+      },
+    );
+    if (this.#disk !== disk) return;
+    if (!store.has(EXPORT_NAME)) await store.create(EXPORT_NAME, this.size);
+    if (this.#disk !== disk) return;
+    this.#store = store;
+    await this.#recovered(store);
+  }
+
+  /** Commits that were under way have become generations or not, in order; nothing else has changed. */
+  async #recovered(store: Store): Promise<void> {
+    const head = store.generation(EXPORT_NAME);
+    this.#world.trace('store', `open at generation ${head}, ${this.#generation} was reported`);
+    if (head < this.#generation) {
+      throw new Violation(
+        'O3',
+        `the store opened at generation ${head}, generation ${this.#generation} had been durable`,
+      );
+    }
+    for (const commit of this.#commits.splice(0)) if (commit.generation <= head) this.#report(commit);
+    if (head !== this.#generation) {
+      throw new Violation(
+        'O2',
+        `the store opened at generation ${head}, which nobody has committed (${this.#generation})`,
+      );
+    }
+    // As it stands now, in one piece: nothing may have changed but what was reported.
+    const blocks = await this.newest();
+    this.#world.watch(() => this.#watcher.committed(head, blocks));
+  }
+
+  async newest(): Promise<Blocks> {
+    const blocks: Blocks = new Map();
+    const store = this.#store;
+    if (store === null) return blocks;
+    const opened = await store.open(EXPORT_NAME, CLIENT);
+    for (const block of [...this.#written].sort((a, b) => a - b)) {
+      const bytes = Buffer.alloc(BLOCK);
+      await opened.read(block * BLOCK, bytes.subarray(0, Math.min(BLOCK, this.size - block * BLOCK)));
+      blocks.set(block, bytes);
+    }
+    await opened.close(false);
+    return blocks;
+  }
+
+  crash(how: 'down' | 'gone'): void {
+    this.#disk?.die();
+    this.#disk = null;
+    this.#store = null;
+    // The system has what a killed process wrote; a machine that is gone has lost what was not synced.
+    if (how === 'gone') this.#files = this.#files.afterPowerCut(() => this.#world.random.u32() / 2 ** 32);
+  }
+
+  #report(commit: OpenCommit): void {
+    this.#generation = commit.generation;
+    this.#world.watch(() => this.#watcher.committed(commit.generation, commit.blocks));
+  }
+
+  #open(name: string, client: Client): OpenExport | Promise<OpenExport> {
+    const store = this.#store;
+    if (store === null) throw new ExportError('ESHUTDOWN', 'the server is starting');
+    const opened = store.open(name, client);
+    const wrap = (inner: OpenExport): OpenExport => new WatchedExport(this, inner);
+    return opened instanceof Promise ? opened.then(wrap) : wrap(opened);
+  }
+
+  // For the exports.
+
+  received(offset: number, data: Buffer): void {
+    for (let block = Math.floor(offset / BLOCK); block * BLOCK < offset + data.length; block++)
+      this.#written.add(block);
+    this.#world.promises = true;
+    this.#world.watch(() => this.#watcher.received(offset, data));
+  }
+
+  /** A commit has been handed to the store with these blocks changed. */
+  begun(blocks: Blocks): () => void {
+    const commit = { generation: this.#store!.generation(EXPORT_NAME), blocks };
+    this.#commits.push(commit);
+    this.#world.promises = true;
+    const disk = this.#disk;
+    return () => {
+      if (this.#disk !== disk || !this.#commits.includes(commit)) return;
+      // Generations become durable in order: those before are durable, too.
+      while (this.#commits.length > 0 && this.#commits[0].generation <= commit.generation) {
+        this.#report(this.#commits.shift()!);
+      }
+    };
+  }
+}
+
+/** An opening of the real store that tells what reaches it. */
+class WatchedExport implements OpenExport {
+  readonly #backend: MerkleStore;
+  readonly #inner: OpenExport;
+  /** Blocks of the open epoch. */
+  #epoch = new Set<number>();
+
+  constructor(backend: MerkleStore, inner: OpenExport) {
+    this.#backend = backend;
+    this.#inner = inner;
+  }
+
+  get size(): number {
+    return this.#inner.size;
+  }
+  get readOnly(): boolean {
+    return this.#inner.readOnly;
+  }
+  get multiConnection(): boolean {
+    return this.#inner.multiConnection;
+  }
+  get description(): string {
+    return this.#inner.description;
+  }
+  set onLost(onLost: (reason: string) => void) {
+    this.#inner.onLost = onLost;
+  }
+
+  read(offset: number, target: Buffer): Done {
+    const { unreadable } = this.#backend;
+    if (unreadable !== null && offset < unreadable.to && offset + target.length > unreadable.from) {
+      throw new ExportError('EIO', 'the simulated disk cannot read this');
+    }
+    return this.#inner.read(offset, target);
+  }
+
+  write(offset: number, data: Buffer): Done {
+    // `data` is the caller's again after the call.
+    const copy = Buffer.from(data);
+    const done = this.#inner.write(offset, data);
+    const taken = (): void => {
+      for (let block = Math.floor(offset / BLOCK); block * BLOCK < offset + copy.length; block++)
+        this.#epoch.add(block);
+      this.#backend.received(offset, copy);
+    };
+    if (done !== undefined) return done.then(taken);
+    taken();
+    return undefined;
+  }
+
+  zero(offset: number, length: number): Done {
+    return this.write(offset, Buffer.alloc(length));
+  }
+
+  commit(): Done {
+    if (this.#epoch.size === 0) return this.#inner.commit();
+    const blocks: Blocks = new Map();
+    const waits: Promise<void>[] = [];
+    for (const block of this.#epoch) {
+      const bytes = Buffer.alloc(BLOCK);
+      blocks.set(block, bytes);
+      const offset = block * BLOCK;
+      const done = this.#inner.read(offset, bytes.subarray(0, Math.min(BLOCK, this.size - offset)));
+      if (done !== undefined) waits.push(done);
+    }
+    return waits.length === 0 ? this.#commit(blocks) : Promise.all(waits).then(() => this.#commit(blocks));
+  }
+
+  #commit(blocks: Blocks): Done {
+    const done = this.#inner.commit();
+    this.#epoch.clear();
+    const durable = this.#backend.begun(blocks);
+    if (done !== undefined) return done.then(durable);
+    durable();
+    return undefined;
+  }
+
+  metaContexts(query: string): string[] {
+    return this.#inner.metaContexts(query);
+  }
+
+  status(context: string, offset: number, length: number, limit: number): Extent[] {
+    return this.#inner.status(context, offset, length, limit);
+  }
+
+  close(clean: boolean): Done {
+    return this.#inner.close(clean);
+  }
+}
+
+/** Files and index whose syncs take time; after die() nothing that is waiting ever goes on. */
+class SlowDisk implements Files {
+  readonly index: Index;
+  readonly #world: World;
+  readonly #files: MemoryFiles;
+  readonly #faults: StoreFaults;
+  readonly #busy: (us: number) => void;
+  #dead = false;
+
+  constructor(world: World, files: MemoryFiles, index: MemoryIndex, faults: StoreFaults, busy: (us: number) => void) {
+    this.#world = world;
+    this.#files = files;
+    this.#faults = faults;
+    this.#busy = busy;
+    this.index = new SlowIndex(index, this);
+  }
+
+  die(): void {
+    this.#dead = true;
+  }
+
+  /** Resolves later, when `act` has been done; never when the machine has gone before. */
+  later(act: () => Promise<void>): Promise<void> {
+    const { commitUs, commitJitterUs } = this.#faults;
+    const us = commitUs + (commitJitterUs > 0 ? this.#world.random.below(commitJitterUs) : 0);
+    this.#busy(us);
+    return new Promise((resolve, reject) => {
+      this.#world.schedule(us, () => {
+        if (this.#dead) return;
+        this.#world.promises = true;
+        act().then(resolve, reject);
+      });
+    });
+  }
+
+  /** A dead process does nothing any more. */
+  alive(): void {
+    if (this.#dead) throw new Error('the simulated server is dead');
+  }
+
+  open(name: string): StoreFile {
+    this.alive();
+    return new SlowFile(this, this.#files.open(name));
+  }
+
+  create(name: string): StoreFile {
+    this.alive();
+    return new SlowFile(this, this.#files.create(name));
+  }
+
+  list(folder: string): string[] {
+    return this.#files.list(folder);
+  }
+
+  remove(name: string): void {
+    this.alive();
+    this.#files.remove(name);
+  }
+
+  rename(from: string, to: string): void {
+    this.alive();
+    this.#files.rename(from, to);
+  }
+
+  syncFolder(folder: string): Promise<void> {
+    return this.later(() => this.#files.syncFolder(folder));
+  }
+}
+
+class SlowFile implements StoreFile {
+  readonly #disk: SlowDisk;
+  readonly #inner: StoreFile;
+
+  constructor(disk: SlowDisk, inner: StoreFile) {
+    this.#disk = disk;
+    this.#inner = inner;
+  }
+
+  read(target: Uint8Array, at: number, length: number, position: number): number {
+    return this.#inner.read(target, at, length, position);
+  }
+
+  write(data: Uint8Array, at: number, length: number, position: number): void {
+    this.#disk.alive();
+    this.#inner.write(data, at, length, position);
+  }
+
+  sync(): Promise<void> {
+    return this.#disk.later(() => this.#inner.sync());
+  }
+
+  size(): number {
+    return this.#inner.size();
+  }
+
+  close(): void {
+    this.#inner.close();
+  }
+}
+
+class SlowIndex implements Index {
+  readonly #inner: MemoryIndex;
+  readonly #disk: SlowDisk;
+
+  constructor(inner: MemoryIndex, disk: SlowDisk) {
+    this.#inner = inner;
+    this.#disk = disk;
+  }
+
+  blob(hash: Buffer) {
+    return this.#inner.blob(hash);
+  }
+  hasBlob(hash: Buffer): boolean {
+    return this.#inner.hasBlob(hash);
+  }
+  blobCount(): number {
+    return this.#inner.blobCount();
+  }
+  record(key: string): unknown {
+    return this.#inner.record(key);
+  }
+  records(prefix: string): [key: string, value: unknown][] {
+    return this.#inner.records(prefix);
+  }
+  /** Visible and durable at one moment. */
+  apply(batch: IndexBatch): Promise<void> {
+    return this.#disk.later(() => this.#inner.apply(batch));
+  }
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+}

@@ -1,0 +1,251 @@
+// One run: builds the world that a scenario describes, lets the PC work while things go wrong, then lets everything heal and
+// looks whether all is as it must be.
+
+import { SimulatedCard } from './card.js';
+import { Checker } from './checker.js';
+import { SECTOR_SIZE, setBase } from './content.js';
+import { Faults } from './faults.js';
+import { guarded, type Replacements } from './guard.js';
+import { type ImageBackend, MemoryStore } from './memory-store.js';
+import { MerkleStore } from './merkle-store.js';
+import { SimulatedNetwork } from './network.js';
+import { SimulatedPc } from './pc.js';
+import type { Operation, Scenario } from './scenario.js';
+import { SimulatedServer } from './server.js';
+import { MS, SECOND, type Timer, Violation, World } from './world.js';
+
+/** What draining may take besides moving the bytes: the card's back-off (15 s), a silence that it must notice (10 s), the
+ * server's patience with a writer that is gone (25 s), commits. */
+const DRAIN_US = 60 * SECOND;
+/** A run that has not ended after so much simulated time runs in circles. */
+const RUN_MAX_US = 6 * 3600 * SECOND;
+/** Events of a run: far more than any needs. */
+const READ_BACK_SECTORS = 4096;
+
+export interface RunOptions {
+  firmware: WebAssembly.Module;
+  /** Gets the timeline, line by line. */
+  trace?: (line: string) => void;
+}
+
+export interface RunResult {
+  scenario: Scenario;
+  /** Null: all is well. */
+  violation: Violation | null;
+  /** Number of the operation that the PC began last. */
+  lastOperation: number;
+  simulatedUs: number;
+  events: number;
+  /** Two runs of one scenario have the same. */
+  digest: number;
+  commands: number;
+  errors: number;
+  longestUs: number;
+  generations: number;
+  sectorsChecked: number;
+  powerCuts: number;
+  writesLost: number;
+  connections: number;
+  faults: Map<string, number>;
+}
+
+export async function run(scenario: Scenario, options: RunOptions): Promise<RunResult> {
+  const world = new World(scenario.seed ^ 0x5eed, options.trace ?? null);
+  const simulation = new Simulation(world, scenario, options.firmware);
+  let violation: Violation | null = null;
+  try {
+    await guarded(simulation.replacements(), () => simulation.run());
+  } catch (error) {
+    if (error instanceof Violation) violation = error;
+    else violation = new Violation('crash', error instanceof Error ? (error.stack ?? error.message) : String(error));
+    world.trace('checker', `${violation.oracle}: ${violation.message}`);
+  }
+  return simulation.result(violation);
+}
+
+class Simulation {
+  readonly #world: World;
+  readonly #scenario: Scenario;
+  readonly #network: SimulatedNetwork;
+  readonly #checker: Checker;
+  readonly #store: ImageBackend;
+  readonly #server: SimulatedServer;
+  readonly #card: SimulatedCard;
+  readonly #faults: Faults;
+  readonly #pc: SimulatedPc;
+  #lastOperation = -1;
+  /** Power is off until then. */
+  #powerOnUs = 0;
+
+  constructor(world: World, scenario: Scenario, firmware: WebAssembly.Module) {
+    this.#world = world;
+    this.#scenario = scenario;
+    this.#network = new SimulatedNetwork(world, { ...scenario.network });
+    this.#checker = new Checker(world, Math.floor(scenario.imageBytes / SECTOR_SIZE));
+    setBase(scenario.storeKind === 'merkle' ? 'zeroes' : 'pattern');
+    const Backend = scenario.storeKind === 'merkle' ? MerkleStore : MemoryStore;
+    this.#store = new Backend(world, scenario.imageBytes, scenario.store, this.#checker);
+    this.#server = new SimulatedServer(world, this.#network, this.#store);
+    const { settings, memorySize, reactionUs, clockStartMs } = scenario;
+    this.#card = new SimulatedCard(world, this.#network, { firmware, settings, memorySize, reactionUs, clockStartMs });
+    const power = { powerCut: (offUs: number) => this.#powerCut(offUs) };
+    this.#faults = new Faults(world, this.#network, this.#server, this.#store, power, scenario.faults);
+    this.#pc = new SimulatedPc(world, this.#faults, this.#checker, scenario);
+    this.#pc.onOperation = (number) => {
+      this.#lastOperation = number;
+      this.#faults.operation(number);
+    };
+    this.#card.onStep = () => this.#checker.lag(this.#card.lagBytes, this.#card.lagEpochs, this.#card.lagMs);
+  }
+
+  async run(): Promise<void> {
+    const { network, settings } = this.#scenario;
+    if (this.#world.tracing) {
+      this.#world.trace(
+        'run',
+        `seed ${this.#scenario.seed}: image ${this.#scenario.imageBytes} bytes, line ${network.bytesPerSecond} B/s ` +
+          `${network.latencyUs / MS} ms ${network.delivery}, epochs ${settings.epochAgeMs} ms ${settings.epochSizeBytes} bytes`,
+      );
+    }
+    this.#world.scheduleAt(RUN_MAX_US, () => {
+      throw new Violation('stuck', `the run has not ended after ${RUN_MAX_US / SECOND} s`);
+    });
+    this.#pc.onIdle = () => this.#calm();
+    this.#server.state = 'down';
+    this.#server.start();
+    this.#world.schedule(0, () => this.#powerOn());
+    await this.#world.run();
+  }
+
+  /** The image store's timers and its few random bytes. */
+  replacements(): Replacements {
+    const world = this.#world;
+    return {
+      setTimeout: (callback: () => void, ms = 0) => {
+        const timer = world.schedule(ms * MS, () => {
+          world.promises = true;
+          callback();
+        });
+        return Object.assign(timer, { unref: () => timer });
+      },
+      clearTimeout: (timer: Timer | null) => world.cancel(timer),
+      randomBytes: (count: number) => Buffer.from(Array.from({ length: count }, () => world.random.below(256))),
+    };
+  }
+
+  // Power
+
+  #powerOn(): void {
+    this.#card.powerOn();
+    this.#pc.powerOn(this.#card.frontEnd);
+    this.#card.start();
+  }
+
+  /** Card and PC lose their power together. */
+  #powerCut(offUs: number): void {
+    this.#powerOnUs = Math.max(this.#powerOnUs, this.#world.nowUs + Math.max(offUs, 100 * MS));
+    if (!this.#card.powered) return;
+    this.#pc.powerOff();
+    this.#card.powerOff();
+    this.#awaitPower();
+  }
+
+  /** Power returns when the time has come and nothing of the old card is on its way any more. */
+  #awaitPower(): void {
+    const world = this.#world;
+    world.scheduleAt(this.#powerOnUs, () => {
+      if (world.nowUs < this.#powerOnUs || this.#network.carriesRemains || this.#store.busy) {
+        this.#powerOnUs = Math.max(this.#powerOnUs, world.nowUs + 100 * MS);
+        this.#awaitPower();
+        return;
+      }
+      this.#checker.cardRestarted();
+      this.#powerOn();
+    });
+  }
+
+  // The end of a run
+
+  /** The PC rests and nothing goes wrong any more: the card must get rid of its lag. */
+  #calm(): void {
+    const world = this.#world;
+    this.#faults.stop();
+    const { settings, store, network } = this.#scenario;
+    const lag = this.#card.lagBytes;
+    const moveUs = (2 * lag * SECOND) / network.bytesPerSecond;
+    const commitUs = 4 * (store.commitUs + store.commitJitterUs) + 2 * settings.epochAgeMs * MS;
+    const limitUs = DRAIN_US + moveUs + commitUs + 20 * (network.latencyUs + network.jitterUs);
+    world.trace('run', `calm: lag ${lag} bytes, to be gone within ${(limitUs / SECOND).toFixed(1)} s`);
+    const startedUs = world.nowUs;
+    const look = (): void => {
+      if (this.#card.lagBytes === 0) {
+        world.trace('run', `drained after ${((world.nowUs - startedUs) / MS).toFixed(0)} ms`);
+        this.#drained();
+      } else if (world.nowUs - startedUs > limitUs) {
+        const { linkState, linkError } = this.#card.statistics();
+        throw new Violation(
+          'O8',
+          `${(limitUs / SECOND).toFixed(0)} s after the last fault the lag is still ${this.#card.lagBytes} bytes ` +
+            `(link ${linkState}, error ${linkError})`,
+        );
+      } else {
+        world.schedule(100 * MS, look);
+      }
+    };
+    look();
+  }
+
+  #drained(): void {
+    const world = this.#world;
+    world.promises = true;
+    this.#store.newest().then(
+      (blocks) => world.watch(() => this.#checker.drained(blocks)),
+      (error: unknown) => world.fail(error),
+    );
+    this.#readBack();
+  }
+
+  /** The PC reads what it has written. */
+  #readBack(): void {
+    const operations: Operation[] = [];
+    let left = READ_BACK_SECTORS;
+    for (const { lba, count } of this.#checker.writtenRanges(300)) {
+      if (left <= 0) break;
+      const some = Math.min(count, 256);
+      operations.push({
+        kind: 'read',
+        number: Number.MAX_SAFE_INTEGER,
+        lba,
+        count: some,
+        transfer: 'dma',
+        addressing: 'lba28',
+        thinkUs: 0,
+        polled: false,
+      });
+      left -= some;
+    }
+    this.#pc.onIdle = () => this.#world.stop();
+    this.#pc.go(operations);
+  }
+
+  result(violation: Violation | null): RunResult {
+    const { counters } = this.#pc;
+    return {
+      scenario: this.#scenario,
+      violation,
+      lastOperation: this.#lastOperation,
+      simulatedUs: this.#world.nowUs,
+      events: this.#world.events,
+      digest: this.#world.digest,
+      commands: counters.commands,
+      errors: counters.errors,
+      longestUs: counters.longestUs,
+      generations: this.#checker.generations,
+      sectorsChecked: this.#checker.sectorsChecked,
+      powerCuts: this.#checker.powerCuts,
+      writesLost: this.#checker.writesLost,
+      connections: this.#network.opens,
+      faults: this.#faults.counts,
+    };
+  }
+}
