@@ -1,7 +1,7 @@
 // The card as a Linux program: board.h over files, signals and sockets.
 //
 //   ribbon-card --firmware FILE [--firmware FILE] --settings FILE --paths FILE --memory FILE --memory-size BYTES
-//               --doorbell SOCKET --crash FILE [--engine auto|wasm3|aot]
+//               --doorbell SOCKET --crash FILE [--store FILE] [--engine auto|wasm3|aot]
 //
 // Log lines go to standard output, the level's name first. SIGTERM ends the process. SIGUSR1 makes the firmware trap as if the
 // watchdog had ended its step: for tests of what follows.
@@ -231,12 +231,13 @@ static enum engine_choice parse_engine(const char *name) {
 }
 
 static void parse_options(int count, char **arguments) {
-  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE };
+  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE, STORE };
   static const struct option OPTIONS[] = {
       {"firmware", required_argument, NULL, FIRMWARE}, {"settings", required_argument, NULL, SETTINGS},
       {"paths", required_argument, NULL, PATHS},       {"memory", required_argument, NULL, MEMORY},
       {"doorbell", required_argument, NULL, DOORBELL}, {"memory-size", required_argument, NULL, MEMORY_SIZE},
       {"crash", required_argument, NULL, CRASH},       {"engine", required_argument, NULL, ENGINE},
+      {"store", required_argument, NULL, STORE},
       {0},
   };
   const char *doorbell = NULL;
@@ -249,6 +250,7 @@ static void parse_options(int count, char **arguments) {
       case MEMORY_SIZE: card.memory_length = strtoul(optarg, NULL, 10); break;
       case DOORBELL: doorbell = optarg; break;
       case CRASH: card.crash_file = open(optarg, O_RDWR | O_CREAT | O_CLOEXEC, 0600); break;
+      case STORE: store_file_open(optarg); break;
       case ENGINE: card.engine = parse_engine(optarg); break;
       default: exit(2);
     }
@@ -297,6 +299,7 @@ int main(int count, char **arguments) {
   set_signals();
   runtime_run(card.engine);
   doorbell_close();
+  store_file_close();
   for (unsigned i = 0; i < card.firmware_count; i++) free(card.firmwares[i]);
   free(card.settings);
   return 0;
