@@ -68,7 +68,7 @@ export const SETTINGS_WRITE_STALL: u32 = 360;
 /** u32: added to every acknowledgement of a write, in ms. */
 export const SETTINGS_ACKNOWLEDGEMENT_DELAY: u32 = 364;
 
-/** Serial number, 20 ASCII characters padded with spaces ([ATA-6] 8.15.8 words 10-19). */
+/** Serial number, 20 ASCII characters padded with spaces ([ATA-6] 8.15, words 10-19). */
 export const SETTINGS_SERIAL: u32 = 36;
 export const SETTINGS_SERIAL_SIZE: u32 = 20;
 /** Firmware revision, 8 ASCII characters padded with spaces (words 23-26). */

@@ -66,7 +66,7 @@ export function initTable(arena: usize, segments: u32): void {
   flags = dirties + rows;
   hash = (flags + rows + 3) & ~(<usize>3);
   used = 0;
-  assert(hash + (<usize>slots << 2) <= arena + <usize>tableSize(segments));
+  assert(hash + ((<usize>slots) << 2) <= arena + <usize>tableSize(segments));
   memory.fill(keys, 0xff, rows * 4);
   memory.fill(checksums, 0, rows * 7);
   memory.fill(hash, 0xff, slots * 4);
@@ -84,11 +84,11 @@ export function tableUsed(): u32 {
 // Rows
 
 export function rowKey(row: u32): u32 {
-  return load<u32>(keys + (<usize>row << 2));
+  return load<u32>(keys + ((<usize>row) << 2));
 }
 
 export function rowChecksum(row: u32): u32 {
-  return load<u32>(checksums + (<usize>row << 2));
+  return load<u32>(checksums + ((<usize>row) << 2));
 }
 
 export function rowValid(row: u32): u8 {
@@ -109,8 +109,8 @@ export function rowIs(row: u32, mask: u8): bool {
 
 export function setRow(row: u32, key: u32, checksum: u32, valid: u8, dirty: u8, flag: u8): void {
   assert(row < rows);
-  store<u32>(keys + (<usize>row << 2), key);
-  store<u32>(checksums + (<usize>row << 2), checksum);
+  store<u32>(keys + ((<usize>row) << 2), key);
+  store<u32>(checksums + ((<usize>row) << 2), checksum);
   store<u8>(valids + row, valid);
   store<u8>(dirties + row, dirty);
   store<u8>(flags + row, flag);
@@ -181,13 +181,13 @@ export function loadSegmentRows(place: u32, source: usize): void {
 /** The newest row of an image block, NO_ROW when the store does not have it. */
 export function tableFind(key: u32): u32 {
   const place = findPlace(key);
-  return load<u32>(hash + (<usize>place << 2));
+  return load<u32>(hash + ((<usize>place) << 2));
 }
 
 /** Makes `row`, whose key is set, the newest row of its image block. */
 export function tablePut(row: u32): void {
   const place = findPlace(rowKey(row));
-  const at = hash + (<usize>place << 2);
+  const at = hash + ((<usize>place) << 2);
   const old = load<u32>(at);
   if (old == NO_ROW) {
     assert(used < rows);
@@ -202,7 +202,7 @@ export function tablePut(row: u32): void {
 /** Forgets an image block. */
 export function tableRemove(key: u32): void {
   let hole = findPlace(key);
-  const old = load<u32>(hash + (<usize>hole << 2));
+  const old = load<u32>(hash + ((<usize>hole) << 2));
   if (old == NO_ROW) return;
   removeRowFlags(old, ROW_LIVE);
   used -= 1;
@@ -210,20 +210,20 @@ export function tableRemove(key: u32): void {
   let place = hole;
   while (true) {
     place = next(place);
-    const row = load<u32>(hash + (<usize>place << 2));
+    const row = load<u32>(hash + ((<usize>place) << 2));
     if (row == NO_ROW) break;
     const home = homePlace(rowKey(row));
     if (distance(home, place) < distance(hole, place)) continue;
-    store<u32>(hash + (<usize>hole << 2), row);
+    store<u32>(hash + ((<usize>hole) << 2), row);
     hole = place;
   }
-  store<u32>(hash + (<usize>hole << 2), NO_ROW);
+  store<u32>(hash + ((<usize>hole) << 2), NO_ROW);
 }
 
 function findPlace(key: u32): u32 {
   let place = homePlace(key);
   while (true) {
-    const row = load<u32>(hash + (<usize>place << 2));
+    const row = load<u32>(hash + ((<usize>place) << 2));
     if (row == NO_ROW || rowKey(row) == key) return place;
     place = next(place);
   }

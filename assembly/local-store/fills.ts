@@ -4,11 +4,11 @@
 import { cacheAddress, cacheFind, cacheMask, cacheState, SlotState } from '../cache/cache';
 import { BLOCK_SIZE } from '../config';
 import { clock_ms } from '../imports';
+import { STORE_FILLS, STORE_FILLS_SIZE } from '../memory-map';
 import { NO_ROW, tableFind } from './block-table';
 import { RecordKind } from './format';
-import { recordBegin, recordData, recordFinish, recordSetEntry } from './record-log';
 import { SEGMENTS_RESERVED } from './reclaim';
-import { STORE_FILLS, STORE_FILLS_SIZE } from '../memory-map';
+import { recordBegin, recordData, recordFinish, recordSetEntry } from './record-log';
 
 const QUEUE_MAX: u32 = STORE_FILLS_SIZE / 4;
 const RECORD_BLOCKS: u32 = 32;

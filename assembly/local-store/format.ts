@@ -171,7 +171,8 @@ export function checkSuperblock(address: usize): SuperblockCheck {
   const copy = changetype<Superblock>(address);
   if (copy.magic != SUPERBLOCK_MAGIC) return isZero(address) ? SuperblockCheck.BLANK : SuperblockCheck.FOREIGN;
   if (copy.version != STORE_VERSION) return SuperblockCheck.NEWER;
-  if (<u32>copy.length != SUPERBLOCK_SIZE || copy.checksum != superblockChecksum(address)) return SuperblockCheck.DAMAGED;
+  if (<u32>copy.length != SUPERBLOCK_SIZE || copy.checksum != superblockChecksum(address))
+    return SuperblockCheck.DAMAGED;
   const sane =
     copy.logStartBlock == LOG_START_BLOCK &&
     copy.segmentBlocks == SEGMENT_BLOCKS &&

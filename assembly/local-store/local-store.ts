@@ -29,7 +29,15 @@ import {
   tableSize,
   tableUsed,
 } from './block-table';
-import { deviceBlocks, devicePoll, deviceRelease, deviceState, deviceWrite, initDevice, OperationState } from './device';
+import {
+  deviceBlocks,
+  devicePoll,
+  deviceRelease,
+  deviceState,
+  deviceWrite,
+  initDevice,
+  OperationState,
+} from './device';
 import { fillStep, initFills } from './fills';
 import { LOG_START_BLOCK, SEGMENT_BLOCKS } from './format';
 import { initReclaim, reclaimStep } from './reclaim';

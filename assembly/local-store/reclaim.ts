@@ -33,10 +33,19 @@ import {
   logTailSegment,
   segmentPlace,
 } from './record-log';
-import { initRelocate, relocateStep, relocationAdd, relocationCancel, relocationCarry, relocationCount, relocationSequence } from './relocate';
+import {
+  initRelocate,
+  relocateStep,
+  relocationAdd,
+  relocationCancel,
+  relocationCarry,
+  relocationCount,
+} from './relocate';
 
 /** Free segments that only merging may use. */
 export const SEGMENTS_RESERVED: u32 = 3;
+/** A free segment that only MARK records may use, so that a power-on always finds room for its own. */
+const SEGMENTS_FOR_MARKS: u32 = 1;
 /** Reclaim keeps this many free, so that a burst of writes finds room at once. */
 const SEGMENTS_FREE_GOAL: u32 = 8;
 /** At least this many must be free for hot blocks to be moved; otherwise they are dropped like the others. */
@@ -119,11 +128,6 @@ export function mergeActive(): bool {
   return state == ReclaimState.MERGE;
 }
 
-/** Number of the last record that merging made: an epoch must not end before it. */
-export function mergeSequence(): u64 {
-  return relocationSequence();
-}
-
 /** Starts to move the newest copies of uncommitted blocks out of the oldest segment. */
 export function mergeStart(): void {
   assert(state == ReclaimState.IDLE);
@@ -143,7 +147,7 @@ function isUncommittedHeader(row: u32): bool {
 }
 
 function mergeOn(): bool {
-  const moved = relocateStep(0, true);
+  const moved = relocateStep(SEGMENTS_FOR_MARKS, true);
   if (relocationCount() > 0) return moved;
   state = ReclaimState.IDLE;
   dropTail();

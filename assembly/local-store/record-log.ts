@@ -37,8 +37,8 @@ import {
   recordEntry,
   SEGMENT_BLOCKS,
   SEGMENT_RECORD_BLOCKS,
-  Summary,
   SUMMARY_ROWS,
+  Summary,
   sealRecord,
   sealSummary,
 } from './format';
@@ -234,20 +234,20 @@ export function rowBlock(row: u32): u32 {
 }
 
 export function setFirstRecord(segment: u64, sequence: u64): void {
-  store<u64>(firstRecords + (<usize>segmentPlace(segment) << 3), sequence);
+  store<u64>(firstRecords + ((<usize>segmentPlace(segment)) << 3), sequence);
 }
 
 export function firstRecord(segment: u64): u64 {
-  return load<u64>(firstRecords + (<usize>segmentPlace(segment) << 3));
+  return load<u64>(firstRecords + ((<usize>segmentPlace(segment)) << 3));
 }
 
 /** Recovery's notes: the number of the segment that was found in a place, 0 for none. */
 export function setFoundSegment(place: u32, segment: u64): void {
-  store<u64>(numbers + (<usize>place << 3), segment);
+  store<u64>(numbers + ((<usize>place) << 3), segment);
 }
 
 export function foundSegment(place: u32): u64 {
-  return load<u64>(numbers + (<usize>place << 3));
+  return load<u64>(numbers + ((<usize>place) << 3));
 }
 
 // Progress

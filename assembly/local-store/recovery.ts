@@ -51,10 +51,11 @@ import {
   RecordKind,
   SEGMENT_BLOCKS,
   SEGMENT_RECORD_BLOCKS,
-  Summary,
   SUMMARY_ROWS,
   SUPERBLOCK_COPIES,
+  Summary,
 } from './format';
+import { reclaimStep } from './reclaim';
 import {
   firstRecord,
   foundSegment,
@@ -196,7 +197,7 @@ export function recoveryStep(): bool {
   else if (stage == Stage.BUILD) build();
   else if (stage == Stage.POWER_ON) progressed = powerOn();
   else if (stage == Stage.POWER_ON_FLUSH) progressed = flushThen(Stage.MARK);
-  else if (stage == Stage.MARK) mark();
+  else if (stage == Stage.MARK) progressed = mark();
   else if (stage == Stage.MARK_STORED && logStored() >= markSequence) ready();
   return progressed || stage != before;
 }
@@ -335,21 +336,14 @@ function readSummaries(): bool {
 
 function takeSummary(place: u32, address: usize): void {
   const summary = changetype<Summary>(address);
-  const counts =
-    address != 0 && checkSummary(address, superblock.storeId) && segmentPlace(summary.segment) == place;
+  const counts = address != 0 && checkSummary(address, superblock.storeId) && segmentPlace(summary.segment) == place;
   setFoundSegment(place, counts ? summary.segment : 0);
   if (!counts) return;
   loadSegmentRows(place, address + SUMMARY_ROWS);
   setFirstRecord(summary.segment, summary.firstRecord);
   if (summary.segment <= lastSegment) return;
   lastSegment = summary.segment;
-  initReplay(
-    summary.firstRecord + summary.records,
-    summary.powerOns,
-    summary.committed,
-    summary.needed,
-    summary.lagMs,
-  );
+  initReplay(summary.firstRecord + summary.records, summary.powerOns, summary.committed, summary.needed, summary.lagMs);
 }
 
 /** Finds the oldest segment from which on none is missing. */
@@ -641,11 +635,13 @@ function powerOn(): bool {
 }
 
 /** The first record after a power-on lies where a torn one may have been, and outdates it. */
-function mark(): void {
-  if (!recordBegin(0, 0)) return;
+function mark(): bool {
+  // Every place may hold a segment, though the oldest were given up before the power went.
+  if (!recordBegin(0, 0)) return reclaimStep();
   markSequence = recordFinish(RecordKind.MARK, voidsTail ? RECORD_VOIDS : 0, 0);
   logWantStored(markSequence);
   stage = Stage.MARK_STORED;
+  return true;
 }
 
 function ready(): void {

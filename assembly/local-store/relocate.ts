@@ -31,12 +31,11 @@ assert(RECORD_ENTRIES_MAX * 6 <= STORE_RELOCATION_SIZE);
 let count: u32 = 0;
 let begun: bool = false;
 let dirtyRecord: bool = false;
-let lastSequence: u64 = 0;
 
 export function initRelocate(): void {
   count = 0;
   begun = false;
-  lastSequence = sectorsCarried = 0;
+  sectorsCarried = 0;
 }
 
 export function relocationCount(): u32 {
@@ -47,7 +46,7 @@ export function relocationCount(): u32 {
 export function relocationAdd(row: u32): void {
   assert(!begun);
   assert(count < RECORD_ENTRIES_MAX);
-  store<u32>(ROWS + (<usize>count << 2), row);
+  store<u32>(ROWS + ((<usize>count) << 2), row);
   store<u8>(STATES + count, <u8>BlockState.WAITING);
   count += 1;
 }
@@ -64,11 +63,6 @@ export function relocationCancel(): bool {
   if (begun) return false;
   count = 0;
   return true;
-}
-
-/** Number of the last record that was made. */
-export function relocationSequence(): u64 {
-  return lastSequence;
 }
 
 /** Moves what was added, leaving `reserve` segments free; `dirty`: the image server does not have it. True when anything
@@ -104,7 +98,7 @@ function readBlocks(): bool {
 }
 
 function rowAt(i: u32): u32 {
-  return load<u32>(ROWS + (<usize>i << 2));
+  return load<u32>(ROWS + ((<usize>i) << 2));
 }
 
 function start(i: u32): bool {
@@ -152,10 +146,10 @@ function finish(): void {
     entry += 1;
   }
   const carried = dirtyRecord ? <u32>min<u64>(sectorsCarried, 0xfffffffe) : 0;
-  lastSequence = recordFinish(RecordKind.RELOCATE, dirtyRecord ? RECORD_DIRTY : 0, carried);
+  recordFinish(RecordKind.RELOCATE, dirtyRecord ? RECORD_DIRTY : 0, carried);
   sectorsCarried -= carried;
   begun = false;
   count -= blocksInRecord;
-  memory.copy(ROWS, ROWS + (<usize>blocksInRecord << 2), <usize>count << 2);
+  memory.copy(ROWS, ROWS + ((<usize>blocksInRecord) << 2), (<usize>count) << 2);
   memory.fill(STATES, <u8>BlockState.WAITING, count);
 }

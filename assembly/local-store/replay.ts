@@ -9,7 +9,15 @@ import { BLOCK_SIZE, SECTOR_SIZE } from '../config';
 import { crc32c } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { addRowFlags, clearSegmentRows, ROW_LOST, setRowDirty, setRowValid } from './block-table';
-import { checkRecord, RECORD_DIRTY, RecordHeader, RecordKind, recordEntry, SEGMENT_BLOCKS, SEGMENT_RECORD_BLOCKS } from './format';
+import {
+  checkRecord,
+  RECORD_DIRTY,
+  RecordHeader,
+  RecordKind,
+  recordEntry,
+  SEGMENT_BLOCKS,
+  SEGMENT_RECORD_BLOCKS,
+} from './format';
 import { enterRows, segmentPlace, setFirstRecord } from './record-log';
 
 /** Every record up to this one is known, from a later segment, to have been stored. */

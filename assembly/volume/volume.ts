@@ -33,12 +33,7 @@ import { clock_ms } from '../imports';
 import { NO_ROW, ROW_LOST, rowHit, rowIs, rowValid, tableFind } from '../local-store/block-table';
 import { deviceRead, deviceRelease, deviceState, OperationState } from '../local-store/device';
 import { noteFill } from '../local-store/fills';
-import {
-  localStoreReady,
-  storeCheckRead,
-  storedImageSectors,
-  storeImageSectors,
-} from '../local-store/local-store';
+import { localStoreReady, storeCheckRead, storedImageSectors, storeImageSectors } from '../local-store/local-store';
 import { logWritten, rowBlock } from '../local-store/record-log';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import {
@@ -464,7 +459,7 @@ function completeCursor(slot: i32): void {
   if (request < 0) return;
   nbdSetPiece(request, 0, cacheAddress(slot) + first * SECTOR_SIZE);
   cacheSetFilling(slot);
-  noteFetch(request, cursor, 1, mask, <u8>(((<u32>1 << count) - 1) << first));
+  noteFetch(request, cursor, 1, mask, <u8>((((<u32>1) << count) - 1) << first));
 }
 
 function noteFetch(request: i32, first: u32, count: u32, mask: u8, adds: u8): void {
@@ -586,7 +581,8 @@ function write(): bool {
 
 /** Ends a write or a flush that has reached its acknowledgement point. */
 function acknowledge(): bool {
-  const least = operation == Operation.FLUSH || writeThrough ? AcknowledgementPoint.STORED : AcknowledgementPoint.RECEIVED;
+  const least =
+    operation == Operation.FLUSH || writeThrough ? AcknowledgementPoint.STORED : AcknowledgementPoint.RECEIVED;
   if (!writeLogAcknowledged(least)) return false;
   if (least == AcknowledgementPoint.STORED) statistics.commandsStored += 1;
   return finish(VolumeState.DONE);

@@ -62,7 +62,7 @@ export function initAppend(): void {
 export function appendSetImage(sectors: u64): void {
   const rest = <u32>(sectors % SECTORS_PER_BLOCK);
   imageEndBlock = rest == 0 ? 0xffffffff : <u32>(sectors / SECTORS_PER_BLOCK);
-  imageEndMask = rest == 0 ? 0 : <u8>(<u32>0xff << rest);
+  imageEndMask = rest == 0 ? 0 : <u8>((<u32>0xff) << rest);
 }
 
 /** Number of the last record. */
@@ -98,7 +98,7 @@ export function sectorMask(block: u32, lba: u32, count: u32): u8 {
   const start = <u64>block * SECTORS_PER_BLOCK;
   const from = <u32>(max<u64>(lba, start) - start);
   const to = <u32>(min<u64>(<u64>lba + count, start + SECTORS_PER_BLOCK) - start);
-  return <u8>((<u32>0xff << from) & (<u32>0xff >> (SECTORS_PER_BLOCK - to)));
+  return <u8>(((<u32>0xff) << from) & (<u32>0xff >> (SECTORS_PER_BLOCK - to)));
 }
 
 /** Takes the write on, or on with it: call with the same arguments until it is true. False as long as there is no place for it,

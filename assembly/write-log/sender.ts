@@ -27,14 +27,7 @@ import {
 import { deviceRead, deviceRelease, deviceState, OperationState } from '../local-store/device';
 import { RECORD_DIRTY, RecordKind, SEGMENT_BLOCKS, SEGMENT_RECORD_BLOCKS } from '../local-store/format';
 import { storeCheckRead } from '../local-store/local-store';
-import {
-  logNextSequence,
-  logStored,
-  nextSegmentRow,
-  rowBefore,
-  rowBlock,
-  stagedData,
-} from '../local-store/record-log';
+import { logNextSequence, logStored, nextSegmentRow, rowBefore, rowBlock, stagedData } from '../local-store/record-log';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { NbdError, NbdState, nbdRelease, nbdRestart, nbdSetPiece, nbdState, nbdUp, nbdWrite } from '../nbd/client';
 
@@ -353,9 +346,7 @@ function runEnd(which: u32, from: u32): u32 {
 }
 
 function goesOn(which: u32, end: u64): bool {
-  return (
-    isData(which) && rowKey(which) == rowKey(which - 1) + 1 && (rowDirty(which) & 1) != 0 && !outdated(which, end)
-  );
+  return isData(which) && rowKey(which) == rowKey(which - 1) + 1 && (rowDirty(which) & 1) != 0 && !outdated(which, end);
 }
 
 function lostIn(rows: u32): bool {

@@ -34,7 +34,7 @@ import {
   SEGMENT_RECORD_BLOCKS,
 } from '../local-store/format';
 import { localStoreReady, storeSetCommitted } from '../local-store/local-store';
-import { mergeActive, mergeSequence, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
+import { mergeActive, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
 import {
   firstRecord,
   logCommitted,
@@ -60,14 +60,7 @@ import { LogLevel, logEnd, logText, logValue } from '../log';
 import { NbdError, NbdState, nbdConnection, nbdFlush, nbdRelease, nbdRestart, nbdState, nbdUp } from '../nbd/client';
 import { AcknowledgementPoint, acknowledgementDelayMs, settings } from '../settings';
 import { statistics } from '../statistics';
-import {
-  append,
-  appendAbandon,
-  appendedDirty,
-  appendedSequence,
-  appendStep,
-  initAppend,
-} from './append';
+import { append, appendAbandon, appendedDirty, appendedSequence, appendStep, initAppend } from './append';
 import {
   initSender,
   SENDER_SIZE,
@@ -203,6 +196,7 @@ function acknowledgementDelayLeft(): u32 {
  * goes on with the next call. */
 export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool): bool {
   if (!running || (endWanted && !endCommand())) return false;
+  afterMerge();
   if (statistics.lagBytes == 0) statistics.lagSinceMs = clock_ms();
   logSetLagMs(lagMs());
   if (!append(lba, count, source, !commandOpen, !more)) {
@@ -290,7 +284,9 @@ export function writeLogStep(): bool {
     start();
     return true;
   }
-  let progressed = appendStep();
+  // First of all: what was the oldest record may not be there any more.
+  let progressed = afterMerge();
+  progressed = appendStep() || progressed;
   progressed = endCommand() || progressed;
   progressed = restartAfterReconnect() || progressed;
   progressed = mergeWhenFull() || progressed;
@@ -333,8 +329,7 @@ function closeWhenDue(): bool {
     return false;
   }
   if (flushState != FlushState.NONE || commandOpen || holdSending || !nbdUp() || mergeActive()) return false;
-  const due =
-    closeWanted || lagMs() >= settings.epochAgeMs || statistics.lagBytes >= <u64>settings.epochSizeBytes;
+  const due = closeWanted || lagMs() >= settings.epochAgeMs || statistics.lagBytes >= <u64>settings.epochSizeBytes;
   if (!due) return false;
   if (statistics.lagBytes > <u64>settings.epochSizeBytes) closeAtSize();
   else closeAtHead();
@@ -529,7 +524,8 @@ function mergeWorthwhile(): bool {
 function afterMerge(): bool {
   if (!merging || mergeActive()) return false;
   merging = false;
-  epochFloor = max(epochFloor, mergeSequence() + 1);
+  // What was dropped was outdated by something anywhere in the log: it is all one epoch.
+  epochFloor = logNextSequence();
   recountDirtyRecords();
   return true;
 }
@@ -554,7 +550,6 @@ function recountDirtyRecords(): void {
 }
 
 function updateLag(): void {
-  afterMerge();
   statistics.lagEpochs = dirtyRecords == 0 ? 0 : flushState != FlushState.NONE && epochEnd != logNextSequence() ? 2 : 1;
   if (dirtyRecords == 0) statistics.lagBytes = 0;
 }

@@ -14,9 +14,12 @@ struct shared_memory_head {
   uint32_t starts;           // how often the firmware was started since power-on
   uint32_t clock_ms;         // board_clock_ms() after the last step: what the statistics' times are compared with
   uint32_t running;          // 1 while a firmware takes events, 0 while one is being started
+  uint32_t busy_ticks;       // time not spent asleep, wraps; written before each sleep
+  uint32_t ticks_per_ms;     // 0: the board does not count it
+  uint32_t reserved[2];
 };
 
-_Static_assert(sizeof(struct shared_memory_head) == 32, "SPEC.md says 32 bytes");
+_Static_assert(sizeof(struct shared_memory_head) == 48, "SPEC.md says 48 bytes");
 
 enum {
   SHARED_MEMORY_MAGIC = 0x4d534252,

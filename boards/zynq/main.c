@@ -96,6 +96,8 @@ void board_random(void *target, size_t length) {
 
 // Events
 
+static uint32_t awake_since; // timer_ticks(), the low half
+
 unsigned board_wait(uint32_t timeout_ms) {
   const uint32_t start_ms = timer_ms();
   head->clock_ms = start_ms;
@@ -113,7 +115,9 @@ unsigned board_wait(uint32_t timeout_ms) {
     irq_mask();
     if (!doorbell_pending() && !ethernet_pending() && !store_sd_interrupted()) {
       timer_wake_in(left_ms < drivers_ms ? left_ms : drivers_ms);
+      head->busy_ticks += (uint32_t)timer_ticks() - awake_since;
       __asm__ volatile("dsb; wfi" ::: "memory");
+      awake_since = (uint32_t)timer_ticks();
     }
     irq_unmask();
   }
@@ -141,6 +145,7 @@ void board_front_end_stopped(void) { head->running = 0; }
 void board_front_end_started(void) {
   size_t length;
   board_linear_memory(&length);
+  head->ticks_per_ms = BOARD_PERIPHCLK_HZ / 1000;
   shared_memory_announce(head, (uint32_t)length);
   barrier();
   doorbell_write(DOORBELL_STARTED);
@@ -201,6 +206,7 @@ static void read_paths(void) {
 int main(void) {
   irq_init();
   timer_init();
+  *head = (struct shared_memory_head){0};
   uart_init();
   irq_unmask();
   runtime_log(LOG_INFO, "board: %s", BOARD_NAME);

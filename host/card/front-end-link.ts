@@ -13,7 +13,7 @@ import { DEVICE_DEV, FrontEnd, FrontEndEvent, FrontEndOrder, STATUS_BSY } from '
 
 const HEAD_MAGIC = 0x4d534252; // "RBSM"
 const HEAD_VERSION = 1;
-const HEAD_SIZE = 32;
+const HEAD_SIZE = 48;
 const HEAD_RUNNING = 28;
 
 const BLOCK_SIZE = 80;
@@ -45,6 +45,10 @@ export interface SharedMemoryHead {
   frontEndOffset: number;
   starts: number;
   clockMs: number;
+  /** Time that the card's processor has not slept, modulo 2^32. */
+  busyTicks: number;
+  /** 0 when the board does not count it. */
+  ticksPerMs: number;
 }
 
 /** The head of a card's shared memory at `offset` of the file, null when the card has not written it yet. */
@@ -60,7 +64,15 @@ export function readSharedMemoryHead(file: number, offset: number): SharedMemory
   if (linearOffset + linearLength > fstatSync(file).size || frontEndOffset + COPY_SIZE > linearLength) {
     throw new Error('the head of the shared memory names places outside of it');
   }
-  return { linearOffset, linearLength, frontEndOffset, starts: head.readUInt32LE(20), clockMs: head.readUInt32LE(24) };
+  return {
+    linearOffset,
+    linearLength,
+    frontEndOffset,
+    starts: head.readUInt32LE(20),
+    clockMs: head.readUInt32LE(24),
+    busyTicks: head.readUInt32LE(32),
+    ticksPerMs: head.readUInt32LE(36),
+  };
 }
 
 export class FrontEndLink {

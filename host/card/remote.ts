@@ -160,6 +160,13 @@ export abstract class RemoteCard implements Card {
     return decodeStatistics(record, head.clockMs);
   }
 
+  /** Time that the card's processor has not slept, in ticks modulo 2^32; as it was when the card last went to sleep. */
+  busyTicks(): { ticks: number; perMs: number } {
+    const head = this.#readHead();
+    if (head === null) throw new Error('the card is off');
+    return { ticks: head.busyTicks, perMs: head.ticksPerMs };
+  }
+
   #readHead(): SharedMemoryHead | null {
     return this.#file < 0 || this.#launch === null ? null : readSharedMemoryHead(this.#file, this.#launch.headOffset);
   }

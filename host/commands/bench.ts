@@ -8,6 +8,7 @@ const BENCHMARKS: Record<string, () => Promise<Benchmark>> = {
   'front-end': async () => (await import('../bench/front-end.js')).default,
   ata: async () => (await import('../bench/ata.js')).default,
   nbd: async () => (await import('../bench/nbd.js')).default,
+  arm: async () => (await import('../bench/arm.js')).default,
   store: async () => (await import('../bench/store.js')).default,
 };
 

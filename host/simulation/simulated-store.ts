@@ -114,7 +114,8 @@ export class SimulatedStore implements StoreDevice {
       for (const { block, data } of how.random.shuffle([...touched])) {
         const odds = how.random.pick([0, 0.1, 0.5, 0.9, 1]);
         for (let at = 0; at < data.length; at += SECTOR_SIZE) {
-          if (how.random.chance(odds)) this.#durable.set(data.subarray(at, at + SECTOR_SIZE), block * STORE_BLOCK_SIZE + at);
+          if (how.random.chance(odds))
+            this.#durable.set(data.subarray(at, at + SECTOR_SIZE), block * STORE_BLOCK_SIZE + at);
         }
       }
     }

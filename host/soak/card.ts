@@ -7,6 +7,7 @@
 import { LOG_LEVELS } from '../card/card.js';
 import { crc32c } from '../card/crc32c.js';
 import { type CardSettings, encodeSettings } from '../card/settings.js';
+import { type StoreDevice, storeImports } from '../card/store.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from '../card/statistics.js';
 import { FrontEnd } from '../front-end/front-end.js';
 import type { SimulatedNetwork } from './network.js';
@@ -26,6 +27,8 @@ export interface SimulatedCardOptions {
   reactionUs: number;
   /** clock_ms() when the run begins: the clock wraps at 2^32. */
   clockStartMs: number;
+  /** The local store; what is on it outlives the card's power. */
+  store: StoreDevice;
 }
 
 interface FirmwareExports {
@@ -228,6 +231,11 @@ export class SimulatedCard {
         net_receive: (_stream: number, target: number, capacity: number) =>
           network.receive(this.#slice(target, capacity)),
         net_send: (_stream: number, source: number, length: number) => network.send(this.#slice(source, length)),
+        ...storeImports(
+          this.#options.store,
+          (address, length) => this.#slice(address, length),
+          () => this.#event(),
+        ),
         crc32c: (seed: number, source: number, length: number) => crc32c(this.#slice(source, length), seed >>> 0),
       },
     };

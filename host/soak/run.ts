@@ -1,6 +1,7 @@
 // One run: builds the world that a scenario describes, lets the PC work while things go wrong, then lets everything heal and
 // looks whether all is as it must be.
 
+import { NO_FAULTS, SimulatedBlockDevice } from './block-device.js';
 import { SimulatedCard } from './card.js';
 import { Checker } from './checker.js';
 import { SECTOR_SIZE, setBase } from './content.js';
@@ -63,6 +64,9 @@ export async function run(scenario: Scenario, options: RunOptions): Promise<RunR
   return simulation.result(violation);
 }
 
+/** 18 MiB: the log goes round in a long run. */
+const LOCAL_STORE_BLOCKS = 4_608;
+
 class Simulation {
   readonly #world: World;
   readonly #scenario: Scenario;
@@ -71,6 +75,7 @@ class Simulation {
   readonly #store: ImageBackend;
   readonly #server: SimulatedServer;
   readonly #card: SimulatedCard;
+  readonly #device: SimulatedBlockDevice;
   readonly #faults: Faults;
   readonly #pc: SimulatedPc;
   #lastOperation = -1;
@@ -87,7 +92,22 @@ class Simulation {
     this.#store = new Backend(world, scenario.imageBytes, scenario.store, this.#checker);
     this.#server = new SimulatedServer(world, this.#network, this.#store);
     const { settings, memorySize, reactionUs, clockStartMs } = scenario;
-    this.#card = new SimulatedCard(world, this.#network, { firmware, settings, memorySize, reactionUs, clockStartMs });
+    this.#device = new SimulatedBlockDevice(world, {
+      blocks: LOCAL_STORE_BLOCKS,
+      operationUs: 20,
+      blockUs: 2,
+      flushUs: 100,
+      faults: NO_FAULTS,
+    });
+    const store = this.#device;
+    this.#card = new SimulatedCard(world, this.#network, {
+      firmware,
+      settings,
+      memorySize,
+      reactionUs,
+      clockStartMs,
+      store,
+    });
     const power = { powerCut: (offUs: number) => this.#powerCut(offUs) };
     this.#faults = new Faults(world, this.#network, this.#server, this.#store, power, scenario.faults);
     this.#pc = new SimulatedPc(world, this.#faults, this.#checker, scenario);
@@ -147,6 +167,7 @@ class Simulation {
     if (!this.#card.powered) return;
     this.#pc.powerOff();
     this.#card.powerOff();
+    this.#device.powerCut();
     this.#awaitPower();
   }
 

@@ -147,6 +147,8 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
     memorySize: random.pick([8, 8, 8, 16]) << 20,
     settings: {
       ...DEFAULT_SETTINGS,
+      // The checker looks at the image server: what the PC was told is done must be there.
+      acknowledgementPoint: 'remote-stored',
       exportName: EXPORT_NAME,
       offlineReadTimeoutMs: random.pick([2_000, 5_000, 20_000, 20_000]),
       epochAgeMs: random.pick([50, 300, 1_000, 1_000, 5_000]),

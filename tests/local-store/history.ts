@@ -7,6 +7,8 @@ export const SECTOR = 512;
 interface WriteCommand {
   lba: number;
   sectors: number;
+  /** It ended with an error: some of its sectors may be written. */
+  failed?: boolean;
 }
 
 /** Sector `lba` as write number `id` made it; number 0 is the disk at the beginning. */
@@ -67,20 +69,53 @@ export class History {
   /** How many commands `disk` is the outcome of: the least number from `low` to `high` that fits; fails when none does. */
   prefixOf(disk: Uint8Array, low: number, high: number, what: string): number {
     const found = new Uint32Array(this.sectors);
-    for (let lba = 0; lba < this.sectors; lba++) found[lba] = sectorId(disk.subarray(lba * SECTOR, (lba + 1) * SECTOR), lba);
+    for (let lba = 0; lba < this.sectors; lba++)
+      found[lba] = sectorId(disk.subarray(lba * SECTOR, (lba + 1) * SECTOR), lba);
     const expected = new Uint32Array(this.sectors);
+    /** What commands that failed may have made of a sector. */
+    const possible = new Map<number, Set<number>>();
     let applied = 0;
     let difference = '';
+    let fewest = Number.POSITIVE_INFINITY;
     for (let count = low; count <= high; count++) {
       for (; applied < count; applied++) {
-        const { lba, sectors } = this.#commands[applied];
-        expected.fill(applied + 1, lba, lba + sectors);
+        const { lba, sectors, failed } = this.#commands[applied];
+        if (!failed) expected.fill(applied + 1, lba, lba + sectors);
+        for (let sector = lba; sector < lba + sectors && (failed || possible.size > 0); sector++) {
+          if (!failed) possible.delete(sector);
+          else possible.set(sector, (possible.get(sector) ?? new Set()).add(applied + 1));
+        }
       }
-      const at = found.findIndex((id, lba) => id !== expected[lba]);
-      if (at < 0) return count;
-      difference += `; after ${count}: sector ${at} should be of write ${expected[at]} and is of ${found[at]}`;
+      let wrong = 0;
+      let at = -1;
+      for (let lba = 0; lba < this.sectors; lba++) {
+        if (found[lba] === expected[lba] || possible.get(lba)?.has(found[lba])) continue;
+        if (wrong === 0) at = lba;
+        wrong += 1;
+      }
+      if (wrong === 0) return count;
+      if (wrong >= fewest) continue;
+      fewest = wrong;
+      difference = `after ${count}, ${wrong} sectors are wrong; sector ${at} should be of write ${expected[at]} and is of ${found[at]}`;
     }
-    assert.fail(`${what} is no prefix of ${low} to ${high} writes${difference.slice(0, 400)}`);
+    assert.fail(`${what} is no prefix of ${low} to ${high} writes; nearest: ${difference}`);
+  }
+
+  /** True when write number `id` may be what sector `lba` is of after all commands so far. */
+  isCurrent(lba: number, id: number): boolean {
+    for (let command = this.issued; command > 0; command--) {
+      const { lba: first, sectors, failed } = this.#commands[command - 1];
+      if (lba < first || lba >= first + sectors) continue;
+      if (command === id) return true;
+      if (!failed) return false;
+    }
+    return id === 0;
+  }
+
+  /** The last command ended with an error: nobody knows which of its sectors are written. */
+  fail(): void {
+    this.#commands[this.issued - 1].failed = true;
+    this.acknowledge();
   }
 
   /** What came after `count` commands never happened. */

@@ -88,7 +88,8 @@ describe('power cuts', () => {
       recoverAndCheck(rig, how);
     } catch (error) {
       const what = how.kind === 'keep-all' ? `${how.kind}, ${how.sectors} sectors of the last` : how.kind;
-      (error as Error).message += `\nworkload "${workload.name}", cut at operation ${at}, ${what}\n${rig.log.slice(-12).join('\n')}`;
+      (error as Error).message +=
+        `\nworkload "${workload.name}", cut at operation ${at}, ${what}\n${rig.log.slice(-12).join('\n')}`;
       throw error;
     }
   }

@@ -78,11 +78,16 @@ case "$1" in
   *) echo "usage: ata-mode pio|dma" >&2; exit 2 ;;
 esac
 cd /
-if grep -q ' ${DATA_FOLDER} ' /proc/mounts; then umount ${DATA_FOLDER} || exit 1; fi
+mounted=no
+if grep -q ' ${DATA_FOLDER} ' /proc/mounts; then
+  umount ${DATA_FOLDER} || exit 1
+  mounted=yes
+fi
 rmmod ${ATA_DRIVERS.join(' ')} libata || exit 1
 insmod /lib/modules/libata.ko dma=$dma || exit 1
 for module in ${ATA_DRIVERS.join(' ')}; do insmod /lib/modules/$module.ko || exit 1; done
-/sbin/wait-for ${DATA_DEVICE} && mount -o noatime ${DATA_DEVICE} ${DATA_FOLDER}
+/sbin/wait-for ${DATA_DEVICE} || exit 1
+[ $mounted = no ] || mount -o noatime ${DATA_DEVICE} ${DATA_FOLDER}
 `;
 
 export const PROFILE = `export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root PS1='demo:\\w# '

@@ -1,0 +1,211 @@
+// Instruction budget of the card on a Cortex-A9. QEMU counts instructions (`-icount shift=0`: one instruction is one
+// nanosecond of the guest's clock), and the card counts the time that it does not sleep: so each figure is the same in every
+// run, on any machine, to the 10 instructions of the guest's timer.
+//
+// The image server is a program on this machine; how fast it is has no part in the figures.
+
+import { execFileSync, spawn } from 'node:child_process';
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import net from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { FIRMWARE_FILE } from '../card/firmware.js';
+import type { NetworkPath } from '../card/network.js';
+import { QemuCard } from '../card/qemu.js';
+import { DEFAULT_SETTINGS } from '../card/settings.js';
+import { Failure } from '../failure.js';
+import { Cable } from '../front-end/cable.js';
+import { Register, STATUS_BSY, STATUS_ERR } from '../front-end/front-end.js';
+import type { Benchmark, BenchOptions, Figure } from './report.js';
+
+const IMAGE_BYTES = 32 << 20;
+const BLOCK_SECTORS = 8;
+const BLOCKS = 64;
+const NS_PER_INSTRUCTION = 1;
+const CMD_IDENTIFY_DEVICE = 0xec;
+const CMD_READ_DMA = 0xc8;
+const CMD_WRITE_DMA = 0xca;
+const CMD_FLUSH_CACHE = 0xe7;
+/** [ATA-6]: Ultra DMA mode 2 moves 33.3 MB/s. */
+const UDMA2_BLOCK_US = (BLOCK_SECTORS * 512) / 33.3;
+/** A Zynq-7000 of the slowest grade. */
+const CORE_MHZ = 667;
+
+const ENGINES = [
+  { engine: 'aot', program: 'ribbon-card-qemu.elf', readBar: 8_000, writeBar: 16_000 },
+  { engine: 'wasm3', program: 'ribbon-card-qemu-wasm3.elf', readBar: 80_000, writeBar: 160_000 },
+] as const;
+
+class Meter {
+  readonly #card: QemuCard;
+  readonly #cable: Cable;
+
+  constructor(card: QemuCard) {
+    this.#card = card;
+    this.#cable = new Cable([card.frontEnd]);
+  }
+
+  /** The card's count, once it is asleep: it stands still for 3 ms of this machine's time. */
+  async settled(): Promise<number> {
+    let last = this.#card.busyTicks().ticks;
+    for (;;) {
+      await sleep(3);
+      const { ticks } = this.#card.busyTicks();
+      if (ticks === last) return ticks;
+      last = ticks;
+    }
+  }
+
+  instructions(ticks: number): number {
+    return ((ticks >>> 0) * 1e6) / this.#card.busyTicks().perMs / NS_PER_INSTRUCTION;
+  }
+
+  async command(code: number, lba: number): Promise<void> {
+    const cable = this.#cable;
+    cable.writeRegister(Register.SECTOR_COUNT, BLOCK_SECTORS);
+    cable.writeRegister(Register.LBA_LOW, lba & 0xff);
+    cable.writeRegister(Register.LBA_MID, (lba >> 8) & 0xff);
+    cable.writeRegister(Register.LBA_HIGH, (lba >> 16) & 0xff);
+    cable.writeRegister(Register.DEVICE, 0xe0);
+    cable.writeRegister(Register.COMMAND, code);
+    const deadline = Date.now() + 30_000;
+    for (;;) {
+      const status = cable.readAlternateStatus();
+      const dma = cable.dmaBlock();
+      const pio = cable.dataBlock();
+      if (dma !== null) cable.advanceDma(dma.length);
+      else if (pio !== null) cable.advanceData(pio.length);
+      else if ((status & STATUS_BSY) === 0) {
+        if ((cable.readRegister(Register.STATUS) & STATUS_ERR) !== 0) throw new Error(`command ${code} failed`);
+        return;
+      } else await new Promise((done) => setImmediate(done));
+      if (Date.now() > deadline) throw new Error(`command ${code} does not end`);
+    }
+  }
+
+  /** The median over all blocks: a timer of the network that fires in between spoils some of them. */
+  async median(code: number, count: number): Promise<number> {
+    const counts: number[] = [];
+    for (let i = 0; i < count; i++) {
+      const before = await this.settled();
+      await this.command(code, (i % BLOCKS) * BLOCK_SECTORS);
+      counts.push(this.instructions((await this.settled()) - before));
+    }
+    counts.sort((a, b) => a - b);
+    return counts[Math.floor(counts.length / 2)];
+  }
+
+  async idleSecond(seconds: number): Promise<number> {
+    const before = await this.settled();
+    await sleep(seconds * 1000);
+    return this.instructions(this.#card.busyTicks().ticks - before) / seconds;
+  }
+}
+
+async function withServer<T>(run: (path: NetworkPath) => Promise<T>): Promise<T> {
+  const folder = mkdtempSync(join(tmpdir(), 'ribbon-bench-'));
+  const image = join(folder, 'image');
+  const socket = join(folder, 'nbd');
+  writeFileSync(image, '');
+  truncateSync(image, IMAGE_BYTES);
+  const server = spawn('nbdkit', ['--foreground', '--exit-with-parent', '-U', socket, 'file', image], {
+    stdio: 'ignore',
+  });
+  try {
+    for (let tries = 0; !(await answers(socket)); tries++) {
+      if (tries > 500) throw new Failure('nbdkit does not start');
+      await sleep(10);
+    }
+    return await run({ address: { path: socket } });
+  } finally {
+    server.kill();
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+function answers(socket: string): Promise<boolean> {
+  return new Promise((done) => {
+    const attempt = net.connect(socket);
+    attempt.once('connect', () => {
+      attempt.destroy();
+      done(true);
+    });
+    attempt.once('error', () => done(false));
+  });
+}
+
+async function measureEngine(
+  { engine, program, readBar, writeBar }: (typeof ENGINES)[number],
+  options: BenchOptions,
+  path: NetworkPath,
+): Promise<Figure[]> {
+  const card = new QemuCard({
+    program: fileURLToPath(new URL(`../../boards/${program}`, import.meta.url)),
+    firmware: fileURLToPath(FIRMWARE_FILE),
+    settings: { ...DEFAULT_SETTINGS, exportName: 'bench' },
+    path,
+    countInstructions: true,
+  });
+  let started = '';
+  card.onLog = (_, line) => {
+    if (line.includes('engine=')) started = line;
+  };
+  try {
+    await card.start();
+    if (!started.includes(`engine=${engine}`)) {
+      throw new Failure(
+        `${program} runs "${started}", not ${engine}: "npm run build:board" builds it for this firmware`,
+      );
+    }
+    const meter = new Meter(card);
+    const count = options.quick ? 9 : 101;
+    await meter.command(CMD_IDENTIFY_DEVICE, 0);
+    const boot = meter.instructions(await meter.settled());
+    for (let i = 0; i < BLOCKS; i++) await meter.command(CMD_READ_DMA, i * BLOCK_SECTORS);
+    const identify = await meter.median(CMD_IDENTIFY_DEVICE, count);
+    const read = await meter.median(CMD_READ_DMA, count);
+    const write = await meter.median(CMD_WRITE_DMA, count);
+    await meter.command(CMD_FLUSH_CACHE, 0);
+    await sleep(500);
+    const idle = await meter.idleSecond(options.quick ? 1 : 5);
+    const unit = 'instructions';
+    const share = read / CORE_MHZ / UDMA2_BLOCK_US;
+    return [
+      { name: `${engine}: 4 KiB read hit from RAM`, value: read, unit, bar: readBar, atMost: true },
+      {
+        name: `${engine}: that, at ${CORE_MHZ} MHz and one a cycle, of the wire time at UDMA2`,
+        value: 100 * share,
+        unit: '%',
+      },
+      { name: `${engine}: 4 KiB write acknowledged`, value: write, unit, bar: writeBar, atMost: true },
+      { name: `${engine}: IDENTIFY DEVICE`, value: identify, unit },
+      { name: `${engine}: an idle second`, value: idle, unit },
+      { name: `${engine}: power-on to the first answered command, asleep time not counted`, value: boot, unit },
+    ];
+  } finally {
+    await card.stop(0);
+  }
+}
+
+const benchmark: Benchmark = {
+  title: 'instruction budget of the card on a Cortex-A9 (QEMU, -icount)',
+  async run(options, onProgress) {
+    try {
+      execFileSync('qemu-system-arm', ['--version'], { stdio: 'ignore' });
+    } catch {
+      throw new Failure('qemu-system-arm is not installed');
+    }
+    return withServer(async (path) => {
+      const figures: Figure[] = [];
+      for (const engine of ENGINES) {
+        onProgress(`arm: ${engine.engine}`);
+        figures.push(...(await measureEngine(engine, options, path)));
+      }
+      return figures;
+    });
+  },
+};
+
+export default benchmark;
