@@ -34,7 +34,7 @@ import { NO_ROW, ROW_LOST, rowHit, rowIs, rowValid, tableFind } from '../local-s
 import { deviceRead, deviceRelease, deviceState, OperationState } from '../local-store/device';
 import { noteFill } from '../local-store/fills';
 import { localStoreReady, storeCheckRead, storedImageSectors, storeImageSectors } from '../local-store/local-store';
-import { logWritten, rowBlock } from '../local-store/record-log';
+import { logFailed, logWritten, rowBlock } from '../local-store/record-log';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import {
   NbdError,
@@ -390,7 +390,8 @@ function canFetch(): bool {
 
 /** Starts to read a block from the local store into the RAM cache. False when that must wait. */
 function load(block: u32, row: u32): bool {
-  if (loadsActive == LOADS_MAX || !logWritten()) return false;
+  // What a failed log has not written never will be: a block of that is read as it lies, and its checksum tells.
+  if (loadsActive == LOADS_MAX || (!logWritten() && !logFailed())) return false;
   const slot = cacheAllocate(block);
   if (slot < 0) return false;
   const operation = deviceRead(rowBlock(row), 1, cacheAddress(slot));
