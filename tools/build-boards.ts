@@ -8,6 +8,7 @@ import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Failure, failureText } from '../host/failure.js';
 import { generateAot } from './boards/aot.js';
+import { writeArtefacts } from './boards/artefacts.js';
 import { buildTarget, type Sources, writeGenerated } from './boards/c-build.js';
 import { importsHeader, importsTable, readImports } from './boards/import-table.js';
 import { fetchBoardDependency } from './fetch-board-deps.js';
@@ -174,6 +175,15 @@ export async function buildZynq(root: string, options: ZynqBuild): Promise<boole
 
 export const FIRMWARE_FILE = join('build', 'firmware', 'firmware.wasm');
 
+/** What is put on a board: see boards/zynq/boards/BOARD/README.md. */
+async function buildArtefacts(root: string, firmwares: string[], board: string, ddrMegabytes: number): Promise<string> {
+  const folder = join(root, 'build', 'boards', board);
+  mkdirSync(folder, { recursive: true });
+  const elf = join(folder, 'ribbon-card.elf');
+  await buildZynq(root, { firmwares, board, ddrMegabytes, output: elf });
+  return writeArtefacts(folder, elf, firmwares[0] ?? null);
+}
+
 const TARGETS: Record<string, (root: string, firmwares: string[]) => Promise<string>> = {
   posix: async (root, firmwares) => {
     const output = join(root, 'build', 'boards', 'ribbon-card');
@@ -195,6 +205,8 @@ const TARGETS: Record<string, (root: string, firmwares: string[]) => Promise<str
     await buildZynq(root, { firmwares: [], board: 'qemu', ddrMegabytes: 64, output });
     return output;
   },
+  'zybo-z7': (root, firmwares) => buildArtefacts(root, firmwares, 'zybo-z7', 256),
+  ebaz4205: (root, firmwares) => buildArtefacts(root, firmwares, 'ebaz4205', 256),
 };
 
 async function main(): Promise<void> {

@@ -3,6 +3,7 @@
 //
 //   node tools/setup.mjs start [ARGS]   sets up, then `ribbon sim ARGS`
 //   node tools/setup.mjs test [ARGS]    sets up, then every test (tools/test.ts)
+//   node tools/setup.mjs board [NAME…]  sets up, then builds the card for boards (tools/build-boards.ts)
 //   node tools/setup.mjs build          sets up only
 //
 // Every step looks first whether it is needed, by content and not by time: a second run takes about a second.
@@ -21,19 +22,31 @@ const NODE_VERSION_MIN = 20;
 /** What each finished step was made from: { step: hash }. */
 const STAMPS = path.join(ROOT, 'build', 'setup.json');
 
-async function setUp(goal) {
-  if (!['start', 'test', 'build'].includes(goal)) throw new SetupFailure(`there is no "${goal}": start, test or build`);
+/** The Debian packages that each goal needs, as apt.mjs groups them. */
+const PACKAGES = { start: ['start'], build: ['start'], board: ['boards'], test: ['start', 'boards', 'test'] };
+
+async function setUp(goal, args) {
+  if (!(goal in PACKAGES)) throw new SetupFailure(`there is no "${goal}": ${Object.keys(PACKAGES).join(', ')}`);
+  const board = goal === 'start' ? boardOf(args) : null;
   checkNode();
   process.chdir(ROOT);
   const lock = await takeLock(path.join(ROOT, 'build', 'setup.lock'));
   try {
     await ensureNpmPackages();
-    await ensureAptPackages(goal);
+    await ensureAptPackages([...PACKAGES[goal], ...(board === null ? [] : ['boards'])]);
     await compile(goal);
     await buildFirmware();
+    if (board !== null) await buildBoard(board);
   } finally {
     releaseLock(lock);
   }
+}
+
+/** `--card posix` and `--card qemu` run a card that has to be built first. */
+function boardOf(args) {
+  const card = args.find((_, i) => args[i - 1] === '--card') ?? /--card=(\w+)/.exec(args.join(' '))?.[1];
+  if (card === 'qemu') return /--engine[= ]wasm3/.test(args.join(' ')) ? 'qemu-wasm3' : 'qemu';
+  return card === 'posix' ? 'posix' : null;
 }
 
 function checkNode() {
@@ -99,6 +112,12 @@ async function buildFirmware() {
   });
 }
 
+/** Looks itself what is to be done: object files have their own cache. */
+async function buildBoard(name) {
+  const command = [process.execPath, 'build/tools/build-boards.js', name];
+  await runStep(`building the card for ${name}`, command, { silent: true });
+}
+
 /** Does `action` when a source has changed since it last succeeded, or an output is gone. */
 async function ifChanged(step, sources, outputs, action) {
   const hash = createHash('sha256');
@@ -129,10 +148,11 @@ function readJson(file) {
 
 const [goal = 'build', ...args] = process.argv.slice(2);
 try {
-  await setUp(goal);
+  await setUp(goal, args);
 } catch (error) {
   process.stderr.write(`setup: ${error instanceof SetupFailure ? error.message : error.stack}\n`);
   process.exit(error.exitCode ?? 1);
 }
 if (goal === 'start') await run('build/host/main.js', ['sim', ...args]);
+if (goal === 'board') await run('build/tools/build-boards.js', args);
 if (goal === 'test') await run('build/tools/test.js', args);

@@ -1,4 +1,4 @@
-// Runs every test: `npm test [-- --only TEXT]`. What it runs:
+// Runs every test: `npm test`, or those with every TEXT in "suite: file": `npm test -- --only TEXT…`. What it runs:
 //
 //   lint         biome over the whole tree
 //   types        the TypeScript compiler
@@ -12,8 +12,8 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node
 import { availableParallelism, tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { findSpecs, runSpec } from './firmware-specs.js';
 import { endRuns, runNode } from './run-node.js';
-import { findSpecs, runSpec } from './test-firmware.js';
 import type { TestRecord } from './test-reporter.js';
 
 const ROOT = resolve(fileURLToPath(import.meta.url), '../../..');
@@ -179,14 +179,13 @@ function sum(results: Result[], field: 'passed' | 'failed'): number {
   return results.reduce((total, result) => total + result[field], 0);
 }
 
-async function main(words: string[]): Promise<void> {
-  const only = words[0] === '--only' ? words[1] : undefined;
-  if (words.length > 0 && (only === undefined || words.length > 2)) {
-    process.stderr.write('usage: npm test [-- --only TEXT]: TEXT is a part of "suite: name"\n');
+async function main([option, ...texts]: string[]): Promise<void> {
+  if (option !== undefined && (option !== '--only' || texts.length === 0)) {
+    process.stderr.write('usage: npm test [-- --only TEXT...]: the tests with every TEXT in their "suite: file"\n');
     process.exitCode = 2;
     return;
   }
-  const tasks = allTasks().filter(({ suite, name }) => only === undefined || `${suite}: ${name}`.includes(only));
+  const tasks = allTasks().filter(({ suite, name }) => texts.every((text) => `${suite}: ${name}`.includes(text)));
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
     process.on(signal, () => {
       endRuns();
@@ -197,7 +196,7 @@ async function main(words: string[]): Promise<void> {
   const finished: Finished[] = [];
   await runLanes(lanesOf(tasks), Math.min(2, availableParallelism()), finished);
   showSummary(finished, (performance.now() - started) / 1000);
-  if (tasks.length === 0) process.stderr.write(`no test's name has "${only}" in it\n`);
+  if (tasks.length === 0) process.stderr.write(`no test has "${texts.join('" and "')}" in its name\n`);
   if (tasks.length === 0 || sum(finished, 'failed') > 0) process.exitCode = 1;
 }
 

@@ -115,6 +115,11 @@ export function nbdConnection(): u32 {
   return connections;
 }
 
+/** How long the server has brought and taken nothing although something is outstanding, in ms. */
+export function nbdSilentMs(): u32 {
+  return busy ? clock_ms() - movedMs : 0;
+}
+
 /** In bytes, as of the last successful connection; any number from 0 to 2^63 - 1. */
 export function nbdExportSize(): u64 {
   return negotiatedSize();

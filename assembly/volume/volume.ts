@@ -46,6 +46,7 @@ import {
   nbdRelease,
   nbdRestart,
   nbdSetPiece,
+  nbdSilentMs,
   nbdState,
   nbdUp,
 } from '../nbd/client';
@@ -222,12 +223,14 @@ export function volumePrefetch(lba: u64, count: u32): void {
   bring(<u32>lba / SECTORS_PER_BLOCK, lastBlock(<u32>lba, <u32>(end - lba)) + 1);
 }
 
-/** Milliseconds until the current request times out, 0xFFFFFFFF when it does not. */
+/** Milliseconds until the current request times out, 0xFFFFFFFF when there is none. A server that moves bytes is waited for;
+ * one that has gone silent is out of reach, whether or not the connection has noticed. */
 export function volumeTimeoutMs(): u32 {
-  if (state != VolumeState.PENDING) return 0xffffffff;
-  if (operation == Operation.READ && nbdUp()) return 0xffffffff;
-  const limit = operation == Operation.READ ? settings.offlineReadTimeoutMs : writeStallMs();
-  const waited = clock_ms() - requestStartedMs;
+  if (state != VolumeState.PENDING || MUTANT == Mutant.NO_TIME_OUT) return 0xffffffff;
+  const isRead = operation == Operation.READ;
+  let waited = clock_ms() - requestStartedMs;
+  if (isRead && nbdUp()) waited = min(waited, nbdSilentMs());
+  const limit = isRead ? settings.offlineReadTimeoutMs : writeStallMs();
   return waited >= limit ? 0 : limit - waited;
 }
 

@@ -2,6 +2,7 @@
 //
 //   ribbon-card --firmware FILE [--firmware FILE] --settings FILE --paths FILE --memory FILE --memory-size BYTES
 //               --doorbell SOCKET --crash FILE [--store FILE] [--engine auto|wasm3|aot]
+//   ribbon-card --check FILE...      says of each firmware whether this runtime would load it, and why not
 //
 // Log lines go to standard output, the level's name first. SIGTERM ends the process. SIGUSR1 makes the firmware trap as if the
 // watchdog had ended its step: for tests of what follows.
@@ -230,14 +231,35 @@ static enum engine_choice parse_engine(const char *name) {
   return ENGINE_AUTO;
 }
 
+/// Loads each module into memory of its own and lets it go again; none is started. Returns the number that was refused.
+static int check_firmwares(int count, char **names) {
+  enum { MEMORY = 16 << 20 };
+  int refused = 0;
+  uint8_t *memory = calloc(1, LINEAR_HEADER_SIZE + MEMORY);
+  if (memory == NULL) posix_fail("no memory", "--check");
+  for (int i = 0; i < count; i++) {
+    size_t length;
+    struct trap trap;
+    uint8_t *wasm = read_file(names[i], 16 << 20, &length);
+    const bool loads = engine_load(card.engine, wasm, length, (struct linear_memory){memory + LINEAR_HEADER_SIZE, MEMORY}, &trap);
+    printf("%s: %s%s\n", names[i], loads ? "ok" : "refused: ", loads ? "" : trap.text);
+    if (loads) engine_unload();
+    else refused++;
+    free(wasm);
+  }
+  free(memory);
+  return refused;
+}
+
 static void parse_options(int count, char **arguments) {
-  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE, STORE };
+  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE, STORE, CHECK };
   static const struct option OPTIONS[] = {
       {"firmware", required_argument, NULL, FIRMWARE}, {"settings", required_argument, NULL, SETTINGS},
       {"paths", required_argument, NULL, PATHS},       {"memory", required_argument, NULL, MEMORY},
       {"doorbell", required_argument, NULL, DOORBELL}, {"memory-size", required_argument, NULL, MEMORY_SIZE},
       {"crash", required_argument, NULL, CRASH},       {"engine", required_argument, NULL, ENGINE},
       {"store", required_argument, NULL, STORE},
+      {"check", no_argument, NULL, CHECK},
       {0},
   };
   const char *doorbell = NULL;
@@ -252,6 +274,7 @@ static void parse_options(int count, char **arguments) {
       case CRASH: card.crash_file = open(optarg, O_RDWR | O_CREAT | O_CLOEXEC, 0600); break;
       case STORE: store_file_open(optarg); break;
       case ENGINE: card.engine = parse_engine(optarg); break;
+      case CHECK: exit(check_firmwares(count - optind, arguments + optind) == 0 ? 0 : 1);
       default: exit(2);
     }
   }

@@ -117,6 +117,8 @@ static struct name read_name(struct checker *c) {
   const uint32_t length = read_u32(c);
   const struct name name = {(const char *)c->at, length};
   skip(c, length);
+  // Names are UTF-8; of that, ASCII is all that anything here is called.
+  for (uint32_t i = 0; i < length; i++) require(c, (uint8_t)name.text[i] < 0x80, "a name is not ASCII");
   return name;
 }
 

@@ -1,8 +1,10 @@
-// What newlib asks of the board: memory for malloc. There are no files.
+// What newlib asks of the board: memory for malloc; there are no files. And a memmove() for what it is used for here, wasm's
+// memory.copy: newlib's goes word by word, while its memcpy() uses NEON and takes a quarter of the instructions.
 
 #include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/stat.h>
 
 extern uint8_t heap_start[], heap_end[];
@@ -28,6 +30,20 @@ void *_sbrk(ptrdiff_t increment) {
   uint8_t *start = end;
   end += increment;
   return start;
+}
+
+// The compiler must not turn the loops into calls of what they implement.
+__attribute__((optimize("no-tree-loop-distribute-patterns"))) void *memmove(void *target, const void *source, size_t length) {
+  uint8_t *to = target;
+  const uint8_t *from = source;
+  const uintptr_t distance = (uintptr_t)to - (uintptr_t)from;
+  if (distance >= length && -distance >= length) return memcpy(target, source, length);
+  if (distance < length) {
+    while (length-- > 0) to[length] = from[length];
+  } else {
+    for (size_t i = 0; i < length; i++) to[i] = from[i];
+  }
+  return target;
 }
 
 _Noreturn void _exit(int status) {

@@ -45,7 +45,7 @@ export function buildFlashImage(content: FlashContent): Buffer {
     throw new Failure(`a card holds ${FIRMWARE_SLOTS} firmware images, not ${content.firmwares.length}`);
   }
   content.firmwares.forEach((firmware, slot) => {
-    writeFirmware(flash, slot, FIRMWARE_SLOTS - slot, firmware);
+    flash.set(encodeFirmwareSlot(FIRMWARE_SLOTS - slot, firmware), FIRMWARE + slot * FIRMWARE_SLOT_SIZE);
   });
   return flash;
 }
@@ -59,17 +59,20 @@ function writeRecord(flash: Buffer, offset: number, magic: number, content: Buff
   content.copy(flash, offset + 16);
 }
 
-function writeFirmware(flash: Buffer, slot: number, sequence: number, firmware: Uint8Array): void {
+/** Where the first firmware slot begins. */
+export const FLASH_FIRMWARE_OFFSET = FIRMWARE;
+
+/** A firmware slot's content: head and module. The image with the higher sequence runs first. */
+export function encodeFirmwareSlot(sequence: number, firmware: Uint8Array): Buffer {
   if (firmware.length > FIRMWARE_SLOT_SIZE - FIRMWARE_HEAD_SIZE) {
     throw new Failure(`a firmware of ${firmware.length} bytes does not fit a slot of ${FIRMWARE_SLOT_SIZE} bytes`);
   }
-  const offset = FIRMWARE + slot * FIRMWARE_SLOT_SIZE;
-  flash.writeUInt32LE(MAGIC_FIRMWARE, offset);
-  flash.writeUInt16LE(VERSION, offset + 4);
-  flash.writeUInt16LE(FIRMWARE_HEAD_SIZE, offset + 6);
-  flash.writeUInt32LE(firmware.length, offset + 8);
-  flash.writeUInt32LE(sequence, offset + 12);
-  flash.fill(0, offset + 16, offset + 32);
-  flash.set(createHash('sha256').update(firmware).digest(), offset + 32);
-  flash.set(firmware, offset + FIRMWARE_HEAD_SIZE);
+  const head = Buffer.alloc(FIRMWARE_HEAD_SIZE);
+  head.writeUInt32LE(MAGIC_FIRMWARE, 0);
+  head.writeUInt16LE(VERSION, 4);
+  head.writeUInt16LE(FIRMWARE_HEAD_SIZE, 6);
+  head.writeUInt32LE(firmware.length, 8);
+  head.writeUInt32LE(sequence, 12);
+  createHash('sha256').update(firmware).digest().copy(head, 32);
+  return Buffer.concat([head, firmware]);
 }

@@ -33,6 +33,8 @@ const RING = Buffer.from([DOORBELL_RING]);
 /** How often a card whose state only the shared memory tells is looked at. */
 const LOOK_INTERVAL_MS = 20;
 const SETTLE_MS = 500;
+/** A connected card that shows no capacity for this long has an image without a sector. */
+const EMPTY_IMAGE_MS = 1000;
 
 export interface RemoteCardOptions {
   /** The firmware file, as built: build/firmware/firmware.wasm. */
@@ -73,6 +75,7 @@ export abstract class RemoteCard implements Card {
   #head: SharedMemoryHead | null = null;
   #launch: Launch | null = null;
   #stopping = false;
+  #upSince = 0;
   #wake: () => void = () => {};
 
   constructor(options: RemoteCardOptions) {
@@ -174,7 +177,11 @@ export abstract class RemoteCard implements Card {
   #isReady(): boolean {
     const { sectors, linkState, storeState } = this.statistics();
     if (storeState === 'starting') return false;
-    return sectors > 0 || storeState === 'refused' || linkState === 'refused' || linkState === 'up';
+    if (sectors > 0 || storeState === 'refused' || linkState === 'refused') return true;
+    // The card may be between the two: an image without a sector is one that stays without.
+    if (linkState !== 'up') this.#upSince = 0;
+    else if (this.#upSince === 0) this.#upSince = Date.now();
+    return this.#upSince !== 0 && Date.now() - this.#upSince > EMPTY_IMAGE_MS;
   }
 
   #startFailure(what: string): Failure {

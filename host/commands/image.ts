@@ -1,57 +1,200 @@
-// `ribbon image`: the master images of a store.
+// `ribbon image`: the master images of a store, directly or through the server that holds it.
 
+import os from 'node:os';
+import path from 'node:path';
+import { SingleBar } from 'cli-progress';
 import type { Command } from 'commander';
 import { Failure } from '../failure.js';
+import { connectControl } from '../server/control.js';
+import { type AdminOperations, type AdminProgress, adminOperations } from '../store/admin.js';
+import { DEFAULT_RETENTION } from '../store/retention.js';
 import { Store } from '../store/store.js';
 import { DEFAULT_STORE } from './serve.js';
 
 interface Options {
   store: string;
+  json?: boolean;
 }
+
+type Work = (admin: AdminOperations, args: string[], options: Options & Record<string, unknown>) => Promise<void>;
 
 export function register(program: Command): void {
-  const image = program.command('image').description('create, import, export and list master images');
-  const verb = (name: string, description: string) =>
-    image.command(name).description(description).option('--store <folder>', 'the image store', DEFAULT_STORE);
-  verb('ls', 'list the images').action(async (options: Options) =>
-    withStore(options, async (store) => {
-      for (const { name, size, generation } of store.info()) process.stdout.write(`${name}\t${size}\t@${generation}\n`);
-    }),
+  const image = program.command('image').description('master images: their generations, branches, copies and upkeep');
+  const verb = (synopsis: string, description: string, work: Work): Command => {
+    const [name, ...args] = synopsis.split(' ');
+    const command = image
+      .command(name)
+      .description(description)
+      .option('--store <folder>', 'the image store', DEFAULT_STORE);
+    for (const argument of args) command.argument(argument);
+    command.action(async (...values: unknown[]) => {
+      const options = values[args.length] as Options & Record<string, unknown>;
+      await withAdmin(options, (admin) => work(admin, (values.slice(0, args.length) as string[]).flat(), options));
+    });
+    return command;
+  };
+  verb('ls', 'list images and branches', async (admin, _args, options) => {
+    const lines = await admin.ls();
+    if (options.json) print(JSON.stringify(lines, null, 2));
+    else {
+      table(
+        ['image', 'size', 'generation', 'tags', 'origin', 'in use by'],
+        lines.map((it) => [
+          it.name,
+          String(it.size),
+          `@${it.generation}`,
+          Object.entries(it.tags)
+            .map(([tag, generation]) => `${tag}=@${generation}`)
+            .join(' '),
+          it.origin === null ? '' : `${it.origin.line}@${it.origin.generation}`,
+          [it.writer === null ? '' : `writer ${it.writer}`, it.readers > 0 ? `${it.readers} readers` : '']
+            .filter(Boolean)
+            .join(', '),
+        ]),
+      );
+    }
+  }).option('--json', 'as JSON');
+  verb('create <name> <size>', 'make an empty image; SIZE in bytes, or with K, M, G, T', (admin, [name, size]) =>
+    admin.create(name, parseSize(size)),
   );
-  verb('create', 'make an empty image')
-    .argument('<name>')
-    .argument('<size>', 'bytes, or with K, M, G, T')
-    .action(async (name: string, size: string, options: Options) =>
-      withStore(options, async (store) => store.create(name, parseSize(size))),
+  verb('import <name> <file>', 'make a raw disk image file an image', (admin, [name, file]) =>
+    admin.import(name, path.resolve(file)),
+  );
+  verb('export <image> <file>', 'write IMAGE[/BRANCH][@GENERATION] to a raw file, sparse', (admin, [name, file]) =>
+    admin.export(name, path.resolve(file)),
+  );
+  verb('clone <image> <name>', 'a new image that begins as IMAGE[@GENERATION]; costs no space', (admin, [from, name]) =>
+    admin.clone(from, name),
+  );
+  verb('branch <image> <name>', 'a branch IMAGE/NAME that begins as IMAGE[@GENERATION]', (admin, [from, name]) =>
+    admin.branch(from, name),
+  );
+  verb('snapshot <image> <tag>', 'give IMAGE[@GENERATION] a name; it is kept for ever', (admin, [name, tag]) =>
+    admin.snapshot(name, tag),
+  );
+  verb('untag <image> <tag>', 'take the name away again', (admin, [name, tag]) => admin.untag(name, tag));
+  verb('log <image>', 'the generations that are kept, newest first', async (admin, [name], options) => {
+    const generations = (await admin.log(name)).reverse();
+    if (options.json) print(JSON.stringify(generations, null, 2));
+    else {
+      table(
+        ['generation', 'time', 'who', 'why', 'blocks'],
+        generations.map((it) => [
+          it.from === it.generation ? `@${it.generation}` : `@${it.generation} (from ${it.from})`,
+          new Date(it.timeMs).toISOString(),
+          it.who,
+          it.why,
+          String(it.changedBlocks),
+        ]),
+      );
+    }
+  }).option('--json', 'as JSON');
+  verb('diff <from> <to>', 'the byte ranges in which two generations differ', async (admin, [from, to], options) => {
+    const ranges = await admin.diff(from, to);
+    if (options.json) print(JSON.stringify(ranges));
+    else {
+      table(
+        ['offset', 'length'],
+        ranges.map((it) => [String(it.offset), String(it.length)]),
+      );
+    }
+  }).option('--json', 'as JSON');
+  verb('rollback <image>', 'make the content of IMAGE@GENERATION the next generation', async (admin, [name]) =>
+    print(`@${await admin.rollback(name)}`),
+  );
+  verb('rename <from> <to>', 'rename an image, with its branches, or a branch', (admin, [from, to]) =>
+    admin.rename(from, to),
+  );
+  verb('rm <image>', 'remove an image or branch; `gc` gives its space back', (admin, [name]) => admin.rm(name));
+  verb('verify [images...]', 'read and hash everything again; names what is damaged', async (admin, names, options) => {
+    const report = await admin.verify(names.filter((it) => it !== undefined));
+    if (options.json) print(JSON.stringify(report, null, 2));
+    else {
+      print(
+        `${report.generations} generations, ${report.blocks} blocks, ${report.nodes} tree nodes: ${report.damages.length} damaged`,
+      );
+      for (const damage of report.damages) {
+        print(`bytes ${damage.from} to ${damage.to} of ${damage.generations.join(', ')}: ${damage.message}`);
+      }
+    }
+    if (report.damages.length > 0) process.exitCode = 1;
+  }).option('--json', 'as JSON');
+  verb('gc', 'forget generations by the retention rules and give unused space back', async (admin, _args, options) => {
+    const report = await admin.gc((options.retention as string | undefined) ?? null);
+    print(
+      `${report.generationsForgotten} generations forgotten, ${report.packsRemoved} of ${report.packs} packs rewritten or removed, ` +
+        `${report.bytesBefore - report.bytesAfter} bytes freed`,
     );
-  verb('import', 'make a raw disk image file an image')
-    .argument('<name>')
-    .argument('<file>')
-    .action(async (name: string, file: string, options: Options) =>
-      withStore(options, async (store) => store.importRaw(name, file)),
-    );
-  verb('export', 'write an image to a raw file')
-    .argument('<name>')
-    .argument('<file>')
-    .action(async (name: string, file: string, options: Options) =>
-      withStore(options, async (store) => store.exportRaw(name, null, file)),
-    );
+  }).option(
+    '--retention <rules>',
+    `SPACING:AGE,… youngest first; default ${DEFAULT_RETENTION}; "all:ever" forgets nothing`,
+  );
 }
 
-async function withStore(options: Options, work: (store: Store) => Promise<unknown> | unknown): Promise<void> {
-  const store = await Store.open(options.store);
+async function withAdmin(options: Options, work: (admin: AdminOperations) => Promise<void>): Promise<void> {
+  const who = os.userInfo().username;
+  const progress = progressBar();
   try {
-    await work(store);
+    const remote = await connectControl(options.store, who, progress.update);
+    if (remote !== null) {
+      await work(remote);
+      return;
+    }
+    const store = await Store.open(options.store, {
+      log: (level, message) => process.stderr.write(`${level}: ${message}\n`),
+    });
+    try {
+      await work(adminOperations(store, who, progress.update));
+    } finally {
+      await store.close();
+    }
   } finally {
-    await store.close();
+    progress.stop();
   }
+}
+
+function progressBar(): { update: AdminProgress; stop: () => void } {
+  if (!process.stderr.isTTY) return { update: () => {}, stop: () => {} };
+  const bar = new SingleBar({
+    format: '{bar} {percentage}% {eta_formatted} left',
+    clearOnComplete: true,
+    hideCursor: true,
+  });
+  let started = false;
+  return {
+    update(done, total) {
+      if (!started) bar.start(total, done);
+      else bar.update(done);
+      started = true;
+    },
+    stop() {
+      if (started) bar.stop();
+    },
+  };
+}
+
+function print(text: string): void {
+  process.stdout.write(`${text}\n`);
+}
+
+function table(head: string[], rows: string[][]): void {
+  const all = [head, ...rows];
+  const widths = head.map((_, column) => Math.max(...all.map((row) => row[column].length)));
+  for (const row of all)
+    print(
+      row
+        .map((cell, column) => cell.padEnd(widths[column]))
+        .join('  ')
+        .trimEnd(),
+    );
 }
 
 /** `512`, `64K`, `10M`, `2G`, `1T` as bytes. */
 export function parseSize(text: string): number {
   const match = /^(\d{1,15})([KMGT]?)$/i.exec(text);
   const size = match === null ? Number.NaN : Number(match[1]) * 1024 ** ' KMGT'.indexOf(match[2].toUpperCase() || ' ');
-  if (!Number.isSafeInteger(size) || size === 0)
+  if (!Number.isSafeInteger(size) || size === 0) {
     throw new Failure(`"${text}" is not a size: write bytes, or 64K, 10M, 2G, 1T`);
+  }
   return size;
 }

@@ -1,16 +1,22 @@
 // `ribbon serve`: the image server.
 
 import type { Command } from 'commander';
-import { parseListen } from '../server/listen.js';
-import { ImageServer } from '../server/server.js';
+import { failureText } from '../failure.js';
+import { OPEN_CONFIG, readConfig } from '../server/config.js';
+import { ControlServer } from '../server/control.js';
+import { type ListenAddress, parseListen } from '../server/listen.js';
+import { ImageServer, type Log } from '../server/server.js';
+import { collectGarbage } from '../store/garbage.js';
 import { Store } from '../store/store.js';
 
 export const DEFAULT_STORE = '.ribbon/store';
 const DEFAULT_LISTEN = 'tcp:127.0.0.1:10809';
+const UPKEEP_MS = 3_600_000;
 
 interface Options {
   store: string;
   listen?: string[];
+  config?: string;
 }
 
 export function register(program: Command): void {
@@ -19,27 +25,57 @@ export function register(program: Command): void {
     .description('serve the images of a store to any NBD client')
     .option('--store <folder>', 'the image store', DEFAULT_STORE)
     .option('--listen <address...>', `tcp:HOST:PORT or unix:PATH; several are allowed (default: ${DEFAULT_LISTEN})`)
+    .option('--config <file>', 'identities, rights, TLS, limits, retention: docs/server.md')
     .action(serve);
 }
 
 async function serve(options: Options): Promise<void> {
   const listen = (options.listen ?? [DEFAULT_LISTEN]).map(parseListen);
-  const store = await Store.open(options.store);
-  const server = new ImageServer({
-    exports: store,
-    listen,
-    log: (level, message) => process.stderr.write(`${new Date().toISOString()} ${level} ${message}\n`),
-  });
-  await server.listen();
-  for (const address of server.addresses) {
-    process.stdout.write(
-      `listening on ${address.kind === 'unix' ? address.path : `${address.host}:${address.port}`}\n`,
-    );
+  const config = options.config === undefined ? OPEN_CONFIG : readConfig(options.config);
+  const log: Log = (level, message) => process.stderr.write(`${new Date().toISOString()} ${level} ${message}\n`);
+  const store = await Store.open(options.store, { log, access: config.access });
+  const { tls, connectionsMax, connectionsPerClientMax } = config;
+  const server = new ImageServer({ exports: store, listen, log, tls, connectionsMax, connectionsPerClientMax });
+  const control = new ControlServer(store, log);
+  try {
+    await server.listen();
+    await control.listen(options.store);
+    warnIfOpen(server.addresses, options.config, log);
+    for (const address of server.addresses) {
+      process.stdout.write(
+        `listening on ${address.kind === 'unix' ? address.path : `${address.host}:${address.port}`}\n`,
+      );
+    }
+    const upkeep = setInterval(() => {
+      tidy(store, config.retention, log).catch((error: unknown) => log('error', `upkeep: ${failureText(error)}`));
+    }, UPKEEP_MS);
+    await new Promise<void>((resolve) => {
+      process.once('SIGINT', () => resolve());
+      process.once('SIGTERM', () => resolve());
+    });
+    clearInterval(upkeep);
+  } finally {
+    await control.close();
+    await server.close();
+    await store.close();
   }
-  await new Promise<void>((resolve) => {
-    process.once('SIGINT', () => resolve());
-    process.once('SIGTERM', () => resolve());
-  });
-  await server.close();
-  await store.close();
+}
+
+async function tidy(store: Store, retention: Parameters<Store['applyRetention']>[0], log: Log): Promise<void> {
+  const forgotten = await store.applyRetention(retention);
+  if (forgotten === 0) return;
+  const { bytesBefore, bytesAfter } = await collectGarbage(store);
+  log('info', `upkeep: ${forgotten} generations forgotten, ${bytesBefore - bytesAfter} bytes freed`);
+}
+
+function warnIfOpen(addresses: ListenAddress[], config: string | undefined, log: Log): void {
+  if (config !== undefined) return;
+  for (const address of addresses) {
+    if (address.kind === 'tcp' && !['127.0.0.1', '::1', 'localhost'].includes(address.host)) {
+      log(
+        'warn',
+        `${address.host}:${address.port} is open to everybody who can reach it: give --config FILE with identities`,
+      );
+    }
+  }
 }

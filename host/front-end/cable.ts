@@ -8,6 +8,7 @@ import { CMD_EXECUTE_DEVICE_DIAGNOSTIC, CONTROL_SRST, DEVICE_DEV, type FrontEnd,
 /** What an undriven bus reads: only DD7 has a pull-down. */
 const UNDRIVEN = 0x7f;
 const UNDRIVEN_DATA16 = 0xff7f;
+const UNDRIVEN_DATA32 = 0xff7fff7f;
 
 export class Cable {
   /** INTRQ of the selected device has changed. */
@@ -98,8 +99,7 @@ export class Cable {
 
   /** Two data words, the first in the low half. */
   readData32(): number {
-    const low = this.readData16();
-    return (low | (this.readData16() << 16)) >>> 0;
+    return this.#selected === null ? UNDRIVEN_DATA32 : this.#selected.readData32();
   }
 
   writeData16(value: number): void {
@@ -107,8 +107,7 @@ export class Cable {
   }
 
   writeData32(value: number): void {
-    this.writeData16(value & 0xffff);
-    this.writeData16(value >>> 16);
+    this.#selected?.writeData32(value);
   }
 
   /** The rest of the current DRQ data block, for bulk moves; null when DRQ is not set. Valid until the next call. */

@@ -121,7 +121,9 @@ export class FrontEnd {
 
   readonly #bytes: Uint8Array;
   readonly #halfwords: Uint16Array;
+  /** The register block. */
   readonly #words: Uint32Array;
+  readonly #allWords: Uint32Array;
   readonly #base: number;
   /** Data buffer: byte offset in the memory. */
   #buffer = 0;
@@ -145,6 +147,7 @@ export class FrontEnd {
     this.#bytes = new Uint8Array(memory);
     this.#halfwords = new Uint16Array(memory);
     this.#words = new Uint32Array(memory, base, BLOCK_SIZE / 4);
+    this.#allWords = new Uint32Array(memory, 0, memory.byteLength >> 2);
     this.#bytes[base + BYTE_STATUS] = STATUS_BSY;
     this.#words[WORD_LINES] = deviceNumber === 1 ? LINE_DEVICE_1 : 0;
   }
@@ -331,6 +334,29 @@ export class FrontEnd {
     }
     this.#halfwords[this.#position >> 1] = value;
     this.#advance(2);
+  }
+
+  /** Two data words, the first in the low half. */
+  readData32(): number {
+    const position = this.#position;
+    if (this.#phase !== Phase.DATA_IN || this.#end - position < 4 || (position & 3) !== 0) {
+      const low = this.readData16();
+      return (low | (this.readData16() << 16)) >>> 0;
+    }
+    const value = this.#allWords[position >> 2];
+    this.#advance(4);
+    return value;
+  }
+
+  writeData32(value: number): void {
+    const position = this.#position;
+    if (this.#phase !== Phase.DATA_OUT || this.#end - position < 4 || (position & 3) !== 0) {
+      this.writeData16(value & 0xffff);
+      this.writeData16(value >>> 16);
+      return;
+    }
+    this.#allWords[position >> 2] = value;
+    this.#advance(4);
   }
 
   /** The rest of the DRQ data block, in the card's memory; null when DRQ is not set. */

@@ -66,6 +66,8 @@ export async function runNbdFuzz(options: NbdFuzzOptions): Promise<NbdFuzzReport
     // Ctrl-C is an event too.
     await new Promise((resolve) => setImmediate(resolve));
     if (options.onCase?.(report.cases) === false) break;
+    // Signals and progress get their turn.
+    await new Promise((resolve) => setImmediate(resolve));
   }
   return report;
 }

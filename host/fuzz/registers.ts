@@ -71,6 +71,8 @@ export async function runRegisterFuzz(options: RegisterFuzzOptions): Promise<Reg
     }
     report.cases += 1;
     if (options.onCase?.(report.cases) === false) break;
+    // Signals and progress get their turn.
+    await new Promise((resolve) => setImmediate(resolve));
   }
   return report;
 }

@@ -52,7 +52,10 @@ const CHANNEL_PORTS = [
   { command: 0x170, control: 0x376, irq: SECONDARY_IRQ },
 ] as const;
 
+const COMMAND_REGISTERS = 8;
+
 // Bus master registers of a channel, [BMIDE] 2.
+const BUS_MASTER_REGISTERS = 8;
 const BM_COMMAND = 0;
 const BM_STATUS = 2;
 const BM_TABLE = 4;
@@ -75,13 +78,12 @@ const REGION_END_OF_TABLE = 0x8000_0000;
 export class PciIde {
   /** The legacy interrupt line `irq` has changed. */
   onInterrupt: (irq: number, level: boolean) => void = () => {};
-  /** BAR4 or the command register has moved the bus master registers: null when they are not mapped. */
-  onBusMasterBase: (base: number | null) => void = () => {};
+  /** `ports` has changed: the PC has enabled, disabled or moved something. */
+  onDecode: () => void = () => {};
   readonly #config = Buffer.alloc(CONFIG_SIZE);
   readonly #writable = new Uint8Array(CONFIG_SIZE);
   readonly #channels: readonly Channel[];
-  /** Every port that is decoded now. */
-  readonly #ports = new Map<number, Target>();
+  readonly #ports = new Map<number, PortTarget>();
 
   constructor(cables: readonly Cable[], memory: GuestMemory) {
     if (cables.length > CHANNEL_PORTS.length)
@@ -101,7 +103,11 @@ export class PciIde {
     this.#writeIdentity();
     for (const channel of this.#channels) channel.reset();
     this.#decode();
-    this.onBusMasterBase(this.busMasterBase);
+  }
+
+  /** Every port that is decoded now. */
+  get ports(): ReadonlyMap<number, PortTarget> {
+    return this.#ports;
   }
 
   /** Where the bus master registers are; null while they are not mapped. */
@@ -117,38 +123,20 @@ export class PciIde {
   }
 
   writeConfig(offset: number, size: AccessSize, value: number): void {
-    const baseBefore = this.busMasterBase;
     for (let i = 0; i < size; i++) {
       const mask = this.#writable[offset + i];
       this.#config[offset + i] = (this.#config[offset + i] & ~mask) | ((value >>> (8 * i)) & mask);
     }
     this.#decode();
-    if (this.busMasterBase !== baseBefore) this.onBusMasterBase(this.busMasterBase);
   }
 
   /** Reads a port; what is not decoded here reads as ones. */
   readPort(port: number, size: AccessSize): number {
-    const found = this.#ports.get(port);
-    if (found === undefined) return allOnes(size);
-    const { channel, kind, register } = found;
-    if (kind === 'control') return channel.readControl() | (allOnes(size) & ~0xff);
-    if (kind === 'bus-master') return composeBytes(size, (i) => channel.readBusMaster(register + i));
-    if (register === 0) return size === 4 ? channel.cable.readData32() : channel.readData(size);
-    return composeBytes(size, (i) => (register + i < 8 ? channel.cable.readRegister(register + i) : 0xff));
+    return this.#ports.get(port)?.read(size) ?? allOnes(size);
   }
 
   writePort(port: number, size: AccessSize, value: number): void {
-    const found = this.#ports.get(port);
-    if (found === undefined) return;
-    const { channel, kind, register } = found;
-    if (kind === 'control') channel.cable.writeDeviceControl(value & 0xff);
-    else if (kind === 'bus-master') channel.writeBusMaster(register, size, value);
-    else if (register === 0) channel.writeData(size, value);
-    else {
-      for (let i = 0; i < size && register + i < 8; i++) {
-        channel.cable.writeRegister(register + i, (value >>> (8 * i)) & 0xff);
-      }
-    }
+    this.#ports.get(port)?.write(size, value);
   }
 
   #writeIdentity(): void {
@@ -179,27 +167,31 @@ export class PciIde {
 
   #decode(): void {
     this.#ports.clear();
-    if (!this.#ioEnabled()) return;
-    const base = this.busMasterBase;
+    if (this.#ioEnabled()) this.#mapChannels(this.busMasterBase);
+    this.onDecode();
+  }
+
+  #mapChannels(base: number | null): void {
     for (const [index, channel] of this.#channels.entries()) {
-      if (base !== null) this.#map(channel, 'bus-master', base + 8 * index, 8);
+      if (base !== null) this.#map(base + 8 * index, channel.busMasterTargets);
       // Bit 15 of the timing register enables the decoding of the channel's ports.
       if ((this.#config[CONFIG_TIMING + 2 * index + 1] & 0x80) === 0) continue;
-      this.#map(channel, 'command', CHANNEL_PORTS[index].command, 8);
-      this.#map(channel, 'control', CHANNEL_PORTS[index].control, 1);
+      this.#map(CHANNEL_PORTS[index].command, channel.commandTargets);
+      this.#map(CHANNEL_PORTS[index].control, [channel.controlTarget]);
     }
   }
 
-  #map(channel: Channel, kind: Target['kind'], base: number, count: number): void {
-    for (let register = 0; register < count; register++) this.#ports.set(base + register, { channel, kind, register });
+  #map(base: number, targets: readonly PortTarget[]): void {
+    for (const [index, target] of targets.entries()) this.#ports.set(base + index, target);
   }
 }
 
 /** What answers at a port. */
-interface Target {
-  channel: Channel;
-  kind: 'command' | 'control' | 'bus-master';
-  register: number;
+export interface PortTarget {
+  read(size: AccessSize): number;
+  write(size: AccessSize, value: number): void;
+  /** The port is the data register of this cable: whoever moves much data goes there directly. */
+  readonly data?: Cable;
 }
 
 /** One cable with its bus master registers. */
@@ -236,28 +228,45 @@ class Channel {
     this.#command = this.#status = this.#table = 0;
   }
 
-  readControl(): number {
-    return this.cable.readAlternateStatus();
+  /** Ports of the command block, the data register first. */
+  get commandTargets(): PortTarget[] {
+    const { cable } = this;
+    const targets: PortTarget[] = [
+      {
+        data: cable,
+        // The data register is 16 bits wide: a byte access moves a whole word and uses its low half.
+        read: (size) => (size === 4 ? cable.readData32() : cable.readData16() & (size === 1 ? 0xff : 0xffff)),
+        write: (size, value) => (size === 4 ? cable.writeData32(value) : cable.writeData16(value & 0xffff)),
+      },
+    ];
+    for (let register = 1; register < COMMAND_REGISTERS; register++) {
+      targets.push({
+        read: (size) =>
+          composeBytes(size, (i) => (register + i < COMMAND_REGISTERS ? cable.readRegister(register + i) : 0xff)),
+        write: (size, value) => {
+          for (let i = 0; i < size && register + i < COMMAND_REGISTERS; i++) {
+            cable.writeRegister(register + i, (value >>> (8 * i)) & 0xff);
+          }
+        },
+      });
+    }
+    return targets;
   }
 
-  /** The data register is 16 bits wide: a byte access moves a whole word and uses the low half. */
-  readData(size: AccessSize): number {
-    return size === 4 ? this.cable.readData32() : this.cable.readData16() & (size === 1 ? 0xff : 0xffff);
+  get controlTarget(): PortTarget {
+    return {
+      read: (size) => composeBytes(size, (i) => (i === 0 ? this.cable.readAlternateStatus() : 0xff)),
+      write: (_size, value) => this.cable.writeDeviceControl(value & 0xff),
+    };
   }
 
-  writeData(size: AccessSize, value: number): void {
-    if (size === 4) this.cable.writeData32(value);
-    else this.cable.writeData16(value);
-  }
-
-  readBusMaster(register: number): number {
-    if (register === BM_COMMAND) return this.#command;
-    if (register === BM_STATUS) return this.#status;
-    return register >= BM_TABLE ? (this.#table >>> (8 * (register - BM_TABLE))) & 0xff : 0;
-  }
-
-  writeBusMaster(register: number, size: AccessSize, value: number): void {
-    for (let i = 0; i < size; i++) this.#writeByte(register + i, (value >>> (8 * i)) & 0xff);
+  get busMasterTargets(): PortTarget[] {
+    return Array.from({ length: BUS_MASTER_REGISTERS }, (_, register) => ({
+      read: (size) => composeBytes(size, (i) => this.#readByte(register + i)),
+      write: (size, value) => {
+        for (let i = 0; i < size; i++) this.#writeByte(register + i, (value >>> (8 * i)) & 0xff);
+      },
+    }));
   }
 
   /** Moves what the device offers or asks for, as far as the region table goes. */
@@ -267,6 +276,12 @@ class Channel {
     this.#moving = true;
     while (this.#moveRegion());
     this.#moving = false;
+  }
+
+  #readByte(register: number): number {
+    if (register === BM_COMMAND) return this.#command;
+    if (register === BM_STATUS) return this.#status;
+    return register >= BM_TABLE && register < BM_TABLE + 4 ? (this.#table >>> (8 * (register - BM_TABLE))) & 0xff : 0;
   }
 
   #writeByte(register: number, value: number): void {

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { V86, type V86Options } from 'v86';
 import { Failure } from '../failure.js';
 import type { Cable } from '../front-end/cable.js';
-import { type AccessSize, type GuestMemory, PciIde } from './pci-ide.js';
+import { type AccessSize, type GuestMemory, PciIde, type PortTarget } from './pci-ide.js';
 
 export interface V86PcOptions {
   /** Primary and secondary cable. Without any, the PC has v86's own IDE controller. */
@@ -36,8 +36,6 @@ const BUILT_IN_PORTS: readonly (readonly [number, number])[] = [
   [0x376, 1],
   [0xb400, 16],
 ];
-const CHANNEL_PORTS: readonly (readonly [number, number])[] = BUILT_IN_PORTS.slice(0, 4);
-const BUS_MASTER_PORTS = 16;
 
 const PCI_ADDRESS_PORT = 0xcf8;
 const PCI_DATA_PORT = 0xcfc;
@@ -161,13 +159,13 @@ export class V86Pc {
     const cpu = this.#cpu;
     const ide = new PciIde(cables, guestMemory(cpu));
     ide.onInterrupt = (irq, level) => (level ? cpu.device_raise_irq(irq) : cpu.device_lower_irq(irq));
-    for (const [base, count] of CHANNEL_PORTS) this.#routePorts(ide, base, count);
-    let busMasterBase: number | null = null;
-    ide.onBusMasterBase = (base) => {
-      if (busMasterBase !== null) this.#clearPorts(busMasterBase, BUS_MASTER_PORTS);
-      busMasterBase = base;
-      if (base !== null) this.#routePorts(ide, base, BUS_MASTER_PORTS);
+    let routed: number[] = [];
+    ide.onDecode = () => {
+      for (const port of routed) cpu.io.ports[port] = cpu.io.create_empty_entry();
+      routed = [...ide.ports.keys()];
+      for (const [port, target] of ide.ports) cpu.io.ports[port] = portEntry(target);
     };
+    ide.onDecode();
     this.#installConfigSpace(ide);
     return ide;
   }
@@ -176,26 +174,9 @@ export class V86Pc {
     const { pci } = this.#cpu.devices;
     pci.devices[BUILT_IN_FUNCTION] = undefined;
     pci.device_spaces[BUILT_IN_FUNCTION] = undefined;
-    for (const [base, count] of BUILT_IN_PORTS) this.#clearPorts(base, count);
-  }
-
-  #clearPorts(base: number, count: number): void {
     const { io } = this.#cpu;
-    for (let port = base; port < base + count; port++) io.ports[port] = io.create_empty_entry();
-  }
-
-  #routePorts(ide: PciIde, base: number, count: number): void {
-    for (let port = base; port < base + count; port++) {
-      this.#cpu.io.ports[port] = {
-        read8: () => ide.readPort(port, 1),
-        read16: () => ide.readPort(port, 2),
-        // v86 takes 32-bit values as signed numbers.
-        read32: () => ide.readPort(port, 4) | 0,
-        write8: (value) => ide.writePort(port, 1, value),
-        write16: (value) => ide.writePort(port, 2, value),
-        write32: (value) => ide.writePort(port, 4, value >>> 0),
-        device: undefined,
-      };
+    for (const [base, count] of BUILT_IN_PORTS) {
+      for (let port = base; port < base + count; port++) io.ports[port] = io.create_empty_entry();
     }
   }
 
@@ -282,6 +263,28 @@ export class V86Pc {
     }
     this.#serial.push(byte);
   }
+}
+
+/** v86 takes 32-bit values as signed numbers. */
+function portEntry(target: PortTarget): PortEntry {
+  const entry: PortEntry = {
+    read8: () => target.read(1),
+    read16: () => target.read(2),
+    read32: () => target.read(4) | 0,
+    write8: (value) => target.write(1, value),
+    write16: (value) => target.write(2, value),
+    write32: (value) => target.write(4, value >>> 0),
+    device: undefined,
+  };
+  const { data } = target;
+  if (data !== undefined) {
+    // By PIO a PC moves every word of its data through here.
+    entry.read16 = () => data.readData16();
+    entry.read32 = () => data.readData32() | 0;
+    entry.write16 = (value) => data.writeData16(value);
+    entry.write32 = (value) => data.writeData32(value);
+  }
+  return entry;
 }
 
 /** v86's memory. Writes go through the emulator: it may have compiled the code that was there. */

@@ -127,6 +127,14 @@ export class NbdSession {
     private readonly transport: Transport,
   ) {}
 
+  /** Goes on inside TLS where the session outside has stopped: no second greeting, and nothing else of it counts. */
+  static insideTls(exports: Exports, transport: Transport, outside: NbdSession): NbdSession {
+    const session = new NbdSession(exports, transport);
+    session.noZeroes = outside.noZeroes;
+    session.state = State.OPTION;
+    return session;
+  }
+
   /** Sends the greeting. */
   open(): void {
     const out = this.reserve(18);

@@ -5,10 +5,12 @@
 
 import fs from 'node:fs';
 import net from 'node:net';
+import tls from 'node:tls';
 import { Failure } from '../failure.js';
+import type { TlsSettings } from './config.js';
 import type { Client, Exports } from './export.js';
 import { type ListenAddress, nbdUri } from './listen.js';
-import { NbdSession, type Transport } from './nbd-session.js';
+import { NbdSession, printable, type Transport } from './nbd-session.js';
 
 export type LogLevel = 'info' | 'warn' | 'error';
 export type Log = (level: LogLevel, message: string) => void;
@@ -19,6 +21,9 @@ export interface ImageServerOptions {
   log?: Log;
   /** Connections at once; more are closed at once. */
   connectionsMax?: number;
+  /** Of these, from one address or identity. */
+  connectionsPerClientMax?: number;
+  tls?: TlsSettings | null;
   /** A client must have opened an export within this time. */
   negotiationTimeoutMs?: number;
   /** A client that takes nothing of the output waiting for it for this long is dropped. */
@@ -73,6 +78,14 @@ export class ImageServer {
       socket.destroy();
       return;
     }
+    const address = addressOf(socket);
+    let same = 0;
+    for (const { client } of this.connections) if (client.address === address) same++;
+    if (same >= (this.options.connectionsPerClientMax ?? 10_000)) {
+      this.log('warn', `refused a connection: ${address} has ${same} open`);
+      socket.destroy();
+      return;
+    }
     const connection = new Connection(socket, this.options, this.log);
     this.connections.add(connection);
     connection.ended.then(() => this.connections.delete(connection));
@@ -86,12 +99,13 @@ let connectionNumber = 0;
 
 /** One client's socket and the session on it. */
 export class Connection {
-  readonly client: Client;
-  readonly session: NbdSession;
+  /** Who it is changes when TLS has told. */
+  client: Client;
+  session: NbdSession;
   /** Resolved when the socket is closed and the session has let go of its export. */
   readonly ended: Promise<void>;
   private readonly name: string;
-  private readonly socket: net.Socket;
+  private socket: net.Socket;
   /** Bytes that came while the session took none. */
   private left: Buffer | null = null;
   private inputOver = false;
@@ -112,11 +126,10 @@ export class Connection {
     this.ended = new Promise((resolve) => {
       this.resolveEnded = resolve;
     });
-    const remote = accepted.remoteAddress === undefined ? 'local' : accepted.remoteAddress;
-    this.client = { identity: 'anonymous', address: remote, tls: false };
+    this.client = { identity: 'anonymous', address: addressOf(accepted), tls: false };
     // pauseOnConnect gave a socket that has not begun to read, so that its handle can be moved to one that reads into our buffer.
     this.socket = this.adopt(accepted);
-    this.session = new NbdSession(options.exports, this.transport());
+    this.session = new NbdSession(options.exports, this.transport(false));
     this.listenTo(this.socket);
     this.session.open();
     resumeReading(this.socket);
@@ -183,12 +196,15 @@ export class Connection {
   }
 
   private listenTo(socket: net.Socket): void {
-    socket.on('end', () => this.inputEnded());
+    socket.on('end', () => {
+      if (this.socket === socket) this.inputEnded();
+    });
     socket.on('error', (error) => {
       // After a goodbye many clients close without reading our last bytes: nothing is wrong then.
       if (!this.session.endedCleanly) this.log('info', `${this.name}: ${error.message}`);
     });
     socket.on('drain', () => {
+      if (this.socket !== socket) return;
       this.stuckSince = 0;
       this.session.resume();
     });
@@ -202,11 +218,12 @@ export class Connection {
     });
   }
 
-  private transport(): Transport {
+  private transport(inside: boolean): Transport {
     const connection = this;
+    const offered = inside || this.options.tls == null ? 'none' : this.options.tls.required ? 'required' : 'offered';
     return {
       client: this.client,
-      tls: 'none',
+      tls: offered,
       send(bytes, sent) {
         if (connection.socketOver) {
           sent();
@@ -216,7 +233,7 @@ export class Connection {
         if (!more) connection.stuckSince = Date.now();
         return more;
       },
-      startTls() {},
+      startTls: () => connection.startTls(),
       end() {
         connection.sessionOver = true;
         connection.socket.end(() => connection.socket.destroySoon());
@@ -226,6 +243,49 @@ export class Connection {
       log: (level, message) => connection.log(level, `${connection.name}: ${message}`),
       wake: () => connection.wake(),
     };
+  }
+
+  /** The client agreed to STARTTLS: a new session begins inside, and only who it proves to be counts. */
+  private startTls(): void {
+    const settings = this.options.tls!;
+    const outer = this.socket;
+    let pskIdentity: string | null = null;
+    const inner = new tls.TLSSocket(outer, {
+      isServer: true,
+      secureContext: settings.context,
+      requestCert: settings.certificates,
+      rejectUnauthorized: false,
+      pskCallback: (_socket: tls.TLSSocket, identity: string) => {
+        const key = settings.key(identity);
+        if (key === null) this.log('warn', `${this.name}: unknown PSK identity "${printable(identity)}"`);
+        else pskIdentity = identity;
+        return key;
+      },
+    } as tls.TLSSocketOptions);
+    inner.on('error', (error) => {
+      if (!this.session.endedCleanly) this.log('warn', `${this.name}: TLS: ${error.message}`);
+      outer.destroy();
+    });
+    inner.once('secure', () => {
+      const identity = pskIdentity ?? certificateIdentity(inner);
+      if (identity === null) {
+        this.log('warn', `${this.name}: TLS: ${inner.authorizationError ?? 'no valid client certificate and no key'}`);
+        outer.destroy();
+        return;
+      }
+      this.client = { identity, address: this.client.address, tls: true };
+      this.socket = inner;
+      this.session = NbdSession.insideTls(this.options.exports, this.transport(true), this.session);
+      inner.on('drain', () => {
+        this.stuckSince = 0;
+        this.session.resume();
+      });
+      inner.on('end', () => this.inputEnded());
+      inner.on('data', (bytes: Buffer) => {
+        this.deliver(bytes);
+        if (this.left !== null) inner.pause();
+      });
+    });
   }
 
   private checkTime(): void {
@@ -245,6 +305,17 @@ export class Connection {
   private checkEnded(): void {
     if (this.sessionOver && this.socketOver) this.resolveEnded();
   }
+}
+
+/** A certificate names its holder by its common name; null when it is not signed by our authority, or expired. */
+function certificateIdentity(socket: tls.TLSSocket): string | null {
+  if (socket.authorizationError != null) return null;
+  const subject = socket.getPeerCertificate().subject as { CN?: string | string[] } | undefined;
+  return typeof subject?.CN === 'string' && subject.CN !== '' ? subject.CN : null;
+}
+
+function addressOf(socket: net.Socket): string {
+  return socket.remoteAddress ?? 'local';
 }
 
 /** Starts reading again after the read callback has answered false. */

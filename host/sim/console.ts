@@ -56,7 +56,6 @@ export class Console {
     process.stdin.off('data', this.#onInput);
     process.stdin.pause();
     if (this.#isRaw) process.stdin.setRawMode(false);
-    if (this.#statusLine !== null) process.stdout.write('\n');
   }
 
   /** A line for the person at the terminal, between the PC's. */

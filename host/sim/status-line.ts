@@ -38,7 +38,8 @@ export class StatusLine {
     clearInterval(this.#timer);
     this.#timer = null;
     this.#output.off('resize', this.#resized);
-    this.#output.write(`${SAVE_CURSOR}\x1b[r\x1b[${this.#output.rows};1H${ERASE_LINE}${RESTORE_CURSOR}`);
+    // What follows begins on this line: the PC may have left the cursor anywhere.
+    this.#output.write(`\x1b[r\x1b[${this.#output.rows};1H${ERASE_LINE}`);
   }
 
   /** Everything but the last line scrolls. */

@@ -385,13 +385,19 @@ export class Checker implements StoreWatcher {
         `the card reports no lag, but sector ${lba} of the image holds write #${image} and the PC's is #${this.#shadow[lba]}`,
       );
     }
+    this.reopened(blocks);
+  }
+
+  reopened(blocks: Blocks): void {
     for (const [block, bytes] of blocks) {
       const words = wordsOf(bytes);
       for (let i = 0; i < BLOCK_SECTORS; i++) {
         const lba = block * BLOCK_SECTORS + i;
-        if (lba < this.#sectors && !isSector(words, i * WORDS, this.#image[lba], lba)) {
-          throw new Violation('O2', `sector ${lba} of the image: ${describeSector(words, i * WORDS, lba)}`);
-        }
+        if (lba >= this.#sectors || isSector(words, i * WORDS, this.#image[lba], lba)) continue;
+        throw new Violation(
+          'O2',
+          `sector ${lba} of the image holds ${describeSector(words, i * WORDS, lba)}, it was committed as write #${this.#image[lba]}`,
+        );
       }
     }
   }

@@ -64,6 +64,8 @@ export interface StoreWatcher {
   received(offset: number, data: Buffer): void;
   /** A generation has become durable: the blocks that it changed. */
   committed(generation: number, changed: Blocks): void;
+  /** The store has come back after a crash; this is its newest generation, which has been reported as committed. */
+  reopened(blocks: Blocks): void;
 }
 
 export interface StoreFaults {

@@ -24,9 +24,8 @@ const CLIENT: Client = { identity: 'simulator', address: 'here', tls: false };
 const STORE_ID = Buffer.alloc(16, 7);
 const WALL_CLOCK_MS = 1_700_000_000_000;
 
-/** A commit that the store has been asked for and that has not been reported durable. */
+/** A commit that the store has been asked for and that it has not said to be durable: the blocks that it changes. */
 interface OpenCommit {
-  generation: number;
   blocks: Blocks;
 }
 
@@ -46,7 +45,8 @@ export class MerkleStore implements ImageBackend {
   #store: Store | null = null;
   /** The medium of the store that is running; a crash makes it deaf. */
   #disk: SlowDisk | null = null;
-  readonly #commits: OpenCommit[] = [];
+  /** In the order in which they become generations. */
+  #commits: OpenCommit[] = [];
   /** The newest generation that was reported durable. */
   #generation = 1;
   /** Every block that was ever written: those that may differ from the base image. */
@@ -94,6 +94,9 @@ export class MerkleStore implements ImageBackend {
     if (this.#disk !== disk) return;
     if (!store.has(EXPORT_NAME)) await store.create(EXPORT_NAME, this.size);
     if (this.#disk !== disk) return;
+    store.on('commit', (_line, generation) => {
+      if (this.#disk === disk) this.#durable(generation);
+    });
     this.#store = store;
     await this.#recovered(store);
   }
@@ -108,16 +111,11 @@ export class MerkleStore implements ImageBackend {
         `the store opened at generation ${head}, generation ${this.#generation} had been durable`,
       );
     }
-    for (const commit of this.#commits.splice(0)) if (commit.generation <= head) this.#report(commit);
-    if (head !== this.#generation) {
-      throw new Violation(
-        'O2',
-        `the store opened at generation ${head}, which nobody has committed (${this.#generation})`,
-      );
-    }
+    while (this.#generation < head) this.#durable(this.#generation + 1);
+    this.#commits = [];
     // As it stands now, in one piece: nothing may have changed but what was reported.
     const blocks = await this.newest();
-    this.#world.watch(() => this.#watcher.committed(head, blocks));
+    this.#world.watch(() => this.#watcher.reopened(blocks));
   }
 
   async newest(): Promise<Blocks> {
@@ -142,9 +140,16 @@ export class MerkleStore implements ImageBackend {
     if (how === 'gone') this.#files = this.#files.afterPowerCut(() => this.#world.random.u32() / 2 ** 32);
   }
 
-  #report(commit: OpenCommit): void {
-    this.#generation = commit.generation;
-    this.#world.watch(() => this.#watcher.committed(commit.generation, commit.blocks));
+  /** The oldest commit under way has become this generation. */
+  #durable(generation: number): void {
+    this.#world.watch(() => {
+      const commit = this.#commits.shift();
+      if (commit === undefined || generation !== this.#generation + 1) {
+        throw new Violation('O2', `generation ${generation} after ${this.#generation}, and nobody has committed it`);
+      }
+      this.#generation = generation;
+      this.#watcher.committed(generation, commit.blocks);
+    });
   }
 
   #open(name: string, client: Client): OpenExport | Promise<OpenExport> {
@@ -164,19 +169,20 @@ export class MerkleStore implements ImageBackend {
     this.#world.watch(() => this.#watcher.received(offset, data));
   }
 
-  /** A commit has been handed to the store with these blocks changed. */
-  begun(blocks: Blocks): () => void {
-    const commit = { generation: this.#store!.generation(EXPORT_NAME), blocks };
+  /** A commit is handed to the store with these blocks changed. */
+  commit(blocks: Blocks, inner: OpenExport): Done {
+    const commit = { blocks };
     this.#commits.push(commit);
     this.#world.promises = true;
-    const disk = this.#disk;
-    return () => {
-      if (this.#disk !== disk || !this.#commits.includes(commit)) return;
-      // Generations become durable in order: those before are durable, too.
-      while (this.#commits.length > 0 && this.#commits[0].generation <= commit.generation) {
-        this.#report(this.#commits.shift()!);
-      }
+    const failed = (error: unknown): never => {
+      this.#commits = this.#commits.filter((other) => other !== commit);
+      throw error;
     };
+    try {
+      return inner.commit()?.catch(failed);
+    } catch (error) {
+      return failed(error);
+    }
   }
 }
 
@@ -249,12 +255,8 @@ class WatchedExport implements OpenExport {
   }
 
   #commit(blocks: Blocks): Done {
-    const done = this.#inner.commit();
     this.#epoch.clear();
-    const durable = this.#backend.begun(blocks);
-    if (done !== undefined) return done.then(durable);
-    durable();
-    return undefined;
+    return this.#backend.commit(blocks, this.#inner);
   }
 
   metaContexts(query: string): string[] {

@@ -150,7 +150,7 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
       // The checker looks at the image server: what the PC was told is done must be there.
       acknowledgementPoint: 'remote-stored',
       exportName: EXPORT_NAME,
-      offlineReadTimeoutMs: random.pick([2_000, 5_000, 20_000, 20_000]),
+      offlineReadTimeoutMs: random.pick([5_000, 10_000, 20_000, 20_000]),
       epochAgeMs: random.pick([50, 300, 1_000, 1_000, 5_000]),
       epochSizeBytes: random.pick([16 << 10, 128 << 10, 512 << 10, 4 << 20]),
     },
@@ -160,7 +160,7 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
     storeKind,
     store: {
       commitUs: random.pick([0, 200, 5 * MS, 100 * MS]),
-      commitJitterUs: random.pick([0, 500, 20 * MS, 1 * SECOND]),
+      commitJitterUs: random.pick([0, 500, 20 * MS, 500 * MS]),
     },
     interruptUs: random.pick([1, 10, 100]),
     pcBytesPerSecond: random.pick([3_300_000, 16_700_000, 100_000_000]),
@@ -275,7 +275,10 @@ function drawData(random: Random, habits: Habits, sectors: number, next: number)
   let lba = random.below(sectors - count + 1);
   if (random.chance(habits.hot)) lba = Math.min(habits.hotFrom + random.below(habits.hotCount), sectors - count);
   if (random.chance(habits.sequential) && next + count <= sectors) lba = next;
-  const operation: DataOperation = { kind, lba, count, transfer: random.pick(habits.transfers), addressing };
+  const drawn = random.pick(habits.transfers);
+  // Thousands of blocks of one sector are many events and show nothing that a hundred do not.
+  const transfer = drawn === 'pio' && count > 256 ? 'multiple' : drawn;
+  const operation: DataOperation = { kind, lba, count, transfer, addressing };
   if (kind !== 'verify' && random.chance(habits.cuts)) {
     const how = operation.transfer === 'dma' && random.chance(0.5) ? 'stop-dma' : 'reset';
     operation.cut = { how, afterBytes: 2 * random.below(count * (SECTOR_SIZE / 2)) };

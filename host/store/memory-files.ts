@@ -21,6 +21,7 @@ interface Content {
   length: number;
   /** What survives for certain. */
   durable: Buffer;
+  durableLength: number;
   /** Writes since the last sync. */
   writes: { position: number; bytes: Buffer }[];
 }
@@ -51,7 +52,13 @@ export class MemoryFiles implements Files {
   create(name: string): StoreFile {
     this.operation();
     if (this.names.has(name)) throw new Error(`there is a file ${name} already`);
-    const content: Content = { data: Buffer.alloc(0), length: 0, durable: Buffer.alloc(0), writes: [] };
+    const content: Content = {
+      data: Buffer.alloc(0),
+      length: 0,
+      durable: Buffer.alloc(0),
+      durableLength: 0,
+      writes: [],
+    };
     this.change(name, content);
     return new MemoryFile(this, content);
   }
@@ -109,18 +116,19 @@ export class MemoryFiles implements Files {
     // All, none, or any of the writes: extremes find more than the middle does.
     const share = [0, 0.5, 1][Math.floor(random() * 3)];
     for (const [name, content] of names) {
-      let end = content.durable.length;
+      let end = content.durableLength;
       for (const { position, bytes } of content.writes) end = Math.max(end, position + bytes.length);
       const data = Buffer.alloc(end);
-      content.durable.copy(data);
-      let length = content.durable.length;
+      content.durable.copy(data, 0, 0, content.durableLength);
+      let length = content.durableLength;
       for (const { position, bytes } of content.writes) {
         if (random() >= share) continue;
         const torn = random() < 0.3 ? Math.floor(random() * (bytes.length / SECTOR)) * SECTOR : bytes.length;
         length = Math.max(length, position + torn);
         bytes.copy(data, position, 0, torn);
       }
-      const copy: Content = { data, length, durable: Buffer.from(data.subarray(0, length)), writes: [] };
+      const durable = Buffer.from(data.subarray(0, length));
+      const copy: Content = { data, length, durable, durableLength: length, writes: [] };
       next.names.set(name, copy);
       next.durableNames.set(name, copy);
     }
@@ -174,8 +182,15 @@ class MemoryFile implements StoreFile {
     } catch (error) {
       return Promise.reject(error);
     }
-    this.content.durable = Buffer.from(this.content.data.subarray(0, this.content.length));
-    this.content.writes = [];
+    const { content } = this;
+    if (content.durable.length < content.length) {
+      const larger = Buffer.alloc(content.data.length);
+      content.durable.copy(larger, 0, 0, content.durableLength);
+      content.durable = larger;
+    }
+    for (const { position, bytes } of content.writes) bytes.copy(content.durable, position);
+    content.durableLength = content.length;
+    content.writes = [];
     return Promise.resolve();
   }
 

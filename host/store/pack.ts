@@ -17,8 +17,8 @@ export const PACK_HEADER = 64;
 export const GROUP_HEADER = 32;
 const ENTRY = 36;
 export const GROUP_BLOBS = 16;
-/** A pack is closed when it has grown to this; offsets are 32 bits. */
-const PACK_SIZE_MAX = 1024 * 1024 * 1024;
+/** A pack is closed when it has grown to this: garbage collection works on one pack at a time. */
+const PACK_SIZE_MAX = 256 * 1024 * 1024;
 const CACHE_BYTES = 64 * 1024 * 1024;
 
 export interface Blob {
@@ -283,6 +283,13 @@ export class Packs {
       yield { groupOffset: at, groupLength: group.length, count: group.count };
       at += group.length;
     }
+  }
+
+  /** The hashes of a group's blobs, without its content. */
+  groupHashes(where: { pack: number; groupOffset: number }, count: number): Buffer[] {
+    const table = Buffer.allocUnsafe(count * ENTRY);
+    this.readRaw(where.pack, where.groupOffset + GROUP_HEADER, table, 0, table.length);
+    return Array.from({ length: count }, (_, ordinal) => table.subarray(ordinal * ENTRY, ordinal * ENTRY + 32));
   }
 
   remove(number: number): void {

@@ -22,6 +22,7 @@ import { lockFolder } from './lock.js';
 import { checkLineName, checkTag, imageOf, isLineName, parseExportName } from './names.js';
 import { Overlay } from './overlay.js';
 import { Packs } from './pack.js';
+import { expired, type Retention } from './retention.js';
 import { exportRaw, importRaw, type Progress } from './transfer.js';
 import { BLOCK_SIZE, type BlockRange, blocksOf, difference, levelsOf, Nodes, TreeView, ZERO_HASH } from './tree.js';
 
@@ -102,6 +103,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   /** Told of every blob that is used again: a garbage collection that is running must not take it. */
   onReuse: (hash: Buffer) => void = () => {};
   /** Roots that no generation points to and that are needed: imports under way. */
+  collecting = false;
   readonly liveRoots = new Set<{ root: Buffer; size: number }>();
   private readonly lines = new Map<string, Line>();
   private readonly linesById = new Map<number, Line>();
@@ -515,6 +517,28 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   private releasePending(pending: Pending): void {
     for (const position of pending.changes.blocks.values()) if (position > 0) this.journal.release(position);
     for (const position of pending.records) this.journal.release(position);
+  }
+
+  /** Every root that somebody needs: kept generations, open exports, epochs that have left memory, imports under way. */
+  roots(): { root: Buffer; size: number }[] {
+    const found: { root: Buffer; size: number }[] = [...this.liveRoots];
+    for (const view of this.nodes.views) found.push({ root: view.root, size: view.size });
+    for (const line of this.lines.values()) {
+      for (const { root, size } of this.generations(line.name)) found.push({ root: Buffer.from(root, 'hex'), size });
+      for (const { base, size } of line.pending) if (base !== null) found.push({ root: base, size });
+    }
+    return found;
+  }
+
+  /** Forgets the generations that the retention does not keep; returns how many. */
+  async applyRetention(retention: Retention): Promise<number> {
+    let count = 0;
+    for (const { name, tags } of this.info()) {
+      const drop = expired(this.generations(name), new Set(Object.values(tags)), retention, this.nowMs());
+      await this.forget(name, drop);
+      count += drop.length;
+    }
+    return count;
   }
 
   // --- digest

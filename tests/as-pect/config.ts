@@ -1,5 +1,5 @@
 // as-pect's configuration: `asp --config build/tests/as-pect/config.js --as-config tests/as-pect/asconfig.json SPEC…`.
-// The command line names the specs; tools/test.ts finds them.
+// The command line names the specs; tools/firmware-specs.ts finds them.
 
 import type { instantiate as Instantiate } from '@assemblyscript/loader';
 import { World } from './world.js';

@@ -1,4 +1,4 @@
-// as-pect's reporter: failures in full, and one line a spec that tools/test.ts adds up:
+// as-pect's reporter: failures in full, and one line a spec that tools/firmware-specs.ts reads:
 //
 //   # assembly/log.spec.ts: 6 passed, 0 failed
 //

@@ -192,9 +192,10 @@ test('the SD driver moves blocks to and from memory that is not aligned, in seve
   const started = card.start().catch(() => {});
   try {
     await logged(log, /^info: (good store|firmware .*: unreachable)|^error: firmware/);
-    assert.ok(log.includes('info: good store'), log.join('\n'));
+    assert.ok(/info: good store/.test(log.join()), log.join('\n'));
   } finally {
-    await card.stop(0);
     await started;
+    await card.cutPower(); // it has no statistics to wait for
+    await card.stop(0);
   }
 });

@@ -131,7 +131,7 @@ describe('set-up', () => {
     const program = `
       if (process.getuid() === 0) process.setuid(65534);
       const { ensureAptPackages } = await import(${JSON.stringify(join(folder, 'apt.mjs'))});
-      await ensureAptPackages('test');`;
+      await ensureAptPackages(['start', 'boards', 'test']);`;
     try {
       const child = spawn(process.execPath, ['--input-type=module', '--eval', program], {
         env: { ...process.env, PATH: `${folder}:${process.env.PATH}` },

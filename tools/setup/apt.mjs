@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import process from 'node:process';
 import { runStep, SetupFailure } from './steps.mjs';
 
-/** `for`: "start" is what `npm start` needs; `npm test` needs all. */
+/** `for`: what `npm start` needs; what building and running the card's boards needs; `npm test` needs all. */
 export const APT_PACKAGES = [
   { name: 'seabios', for: 'start', reason: 'the BIOS and video BIOS of the simulated PC' },
   { name: 'syslinux', for: 'start', reason: 'boot loader of the demo image' },
@@ -20,14 +20,14 @@ export const APT_PACKAGES = [
   { name: 'fio', for: 'test', reason: 'load for the image server' },
   { name: 'hdparm', for: 'test', reason: 'a second reader of IDENTIFY DEVICE data' },
   { name: 'grub-pc-bin', for: 'test', reason: "GRUB's own disk driver as a PC" },
-  { name: 'xz-utils', for: 'test', reason: 'unpacks the sources of lwIP and mbedTLS' },
-  { name: 'gcc', for: 'test', reason: 'compiles the card for Linux' },
-  { name: 'libc6-dev', for: 'test', reason: 'compiles the card for Linux' },
+  { name: 'xz-utils', for: 'boards', reason: 'unpacks the sources of lwIP and mbedTLS' },
+  { name: 'gcc', for: 'boards', reason: 'compiles the card for Linux' },
+  { name: 'libc6-dev', for: 'boards', reason: 'compiles the card for Linux' },
   { name: 'openssl', for: 'test', reason: 'certificates for tests of NBD inside TLS' },
-  { name: 'gcc-arm-none-eabi', for: 'test', reason: 'compiles the card for its Zynq board' },
-  { name: 'libnewlib-arm-none-eabi', for: 'test', reason: "the board's C library" },
-  { name: 'qemu-system-arm', for: 'test', reason: 'the Zynq board, simulated' },
-  { name: 'wabt', for: 'test', reason: 'wasm2c, which compiles the firmware ahead of time' },
+  { name: 'gcc-arm-none-eabi', for: 'boards', reason: 'compiles the card for its Zynq board' },
+  { name: 'libnewlib-arm-none-eabi', for: 'boards', reason: "the board's C library" },
+  { name: 'qemu-system-arm', for: 'boards', reason: 'the Zynq board, simulated' },
+  { name: 'wabt', for: 'boards', reason: 'wasm2c, which compiles the firmware ahead of time' },
 ];
 
 /** dpkg's own variables: nothing is put in here. */
@@ -45,15 +45,15 @@ const INSTALL_OPTIONS = [
 ];
 const ENVIRONMENT = { DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C' };
 
-/** Installs what is missing. Where that is not possible, says what is missing and what still works, and goes on. */
-export async function ensureAptPackages(goal) {
-  const wanted = APT_PACKAGES.filter((it) => it.for === 'start' || goal === 'test');
+/** Installs what is missing for `goals`. Where that is not possible, says what is missing and what still works, and goes on. */
+export async function ensureAptPackages(goals) {
+  const wanted = APT_PACKAGES.filter((it) => goals.includes(it.for));
   const missing = missingPackages(wanted.map(({ name }) => name));
   if (missing === null) {
-    warn('this is not a Debian system', wanted, goal);
+    warn('this is not a Debian system', wanted, goals);
   } else if (missing.length > 0) {
     const packages = wanted.filter(({ name }) => missing.includes(name));
-    if (process.getuid?.() !== 0) warn('only root can install packages', packages, goal);
+    if (process.getuid?.() !== 0) warn('only root can install packages', packages, goals);
     else await install(missing);
   }
 }
@@ -127,11 +127,10 @@ function percentOf(line) {
   return Number(match[2]) / 2 + (match[1] === 'pm' ? 50 : 0);
 }
 
-function warn(why, packages, goal) {
+function warn(why, packages, goals) {
   const lines = packages.map(({ name, reason }) => `  ${name.padEnd(16)} ${reason}`);
-  const works =
-    goal === 'test'
-      ? 'Tests that need them are skipped, with the reason; everything else runs.'
-      : 'What needs only npm still works: the firmware build, `ribbon serve`, `ribbon image`, and `ribbon sim --image FILE`.';
+  const works = goals.includes('test')
+    ? 'Tests that need them are skipped, with the reason; everything else runs.'
+    : 'What needs only npm still works: the firmware build, `ribbon serve`, `ribbon image`, and `ribbon sim --image FILE`.';
   process.stderr.write(`setup: Debian packages are missing, and ${why}:\n${lines.join('\n')}\n${works}\n`);
 }

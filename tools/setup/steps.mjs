@@ -17,9 +17,14 @@ const INTERRUPTED = 130;
 
 /**
  * `environment` is added to ours. `progress` reads the command's descriptor 3 line by line and gives a percentage or null.
+ * `silent`: no line when it is done.
  * `uninterruptible`: Ctrl-C waits for the command to end, since half of it is worse than all or nothing.
  */
-export async function runStep(name, command, { environment = {}, progress = null, uninterruptible = false } = {}) {
+export async function runStep(
+  name,
+  command,
+  { environment = {}, progress = null, silent = false, uninterruptible = false } = {},
+) {
   const started = Date.now();
   const child = spawn(command[0], command.slice(1), {
     env: { ...process.env, ...environment },
@@ -54,7 +59,7 @@ export async function runStep(name, command, { environment = {}, progress = null
     child.on('close', resolve);
   });
   process.off('SIGINT', interrupt).off('SIGTERM', interrupt);
-  show.end(code === 0);
+  show.end(code === 0 && !silent);
   if (interrupted) throw new SetupFailure(`stopped during "${name}"; the next run goes on from there`, INTERRUPTED);
   if (code !== 0) throw new SetupFailure(`${name}: "${command.join(' ')}" failed\n${output.trimEnd()}`);
 }
@@ -83,10 +88,10 @@ function showProgress(name, started, detail) {
   if (terminal) draw();
   const timer = terminal ? setInterval(draw, 100) : null;
   return {
-    end(succeeded) {
+    end(announce) {
       if (timer !== null) clearInterval(timer);
       if (terminal) process.stderr.write('\r\x1b[K');
-      if (succeeded) process.stderr.write(`setup: ${name}, ${seconds()}\n`);
+      if (announce) process.stderr.write(`setup: ${name}, ${seconds()}\n`);
     },
   };
 }

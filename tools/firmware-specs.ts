@@ -1,4 +1,4 @@
-// Runs firmware specs with as-pect: `npm run test:firmware [-- SPEC…]`; without arguments all of assembly/**/*.spec.ts.
+// Runs firmware specs, assembly/**/*.spec.ts, with as-pect.
 
 import { readdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
@@ -26,7 +26,7 @@ export function findSpecs(): string[] {
 }
 
 /** Compiles and runs one spec in a process of its own: a trap or an endless loop of one does not take the others along. */
-export async function runSpec(spec: string, timeoutMs = 120_000): Promise<SpecResult> {
+export async function runSpec(spec: string, timeoutMs: number): Promise<SpecResult> {
   const asp = 'node_modules/@as-pect/cli/bin/asp.js';
   const options = ['--config', 'build/tests/as-pect/config.js', '--as-config', 'tests/as-pect/asconfig.json'];
   const { code, output } = await runNode([asp, ...options, spec], ROOT, timeoutMs);
@@ -47,18 +47,3 @@ function withoutBanner(output: string): string {
   const end = /^ASC Version: .*\n/m.exec(output);
   return end === null ? output : output.slice(end.index + end[0].length);
 }
-
-async function main(specs: string[]): Promise<void> {
-  let passed = 0;
-  let failed = 0;
-  for (const spec of specs.length > 0 ? specs : findSpecs()) {
-    const result = await runSpec(spec);
-    passed += result.passed;
-    failed += result.failed;
-    process.stdout.write(`${result.output}${spec}: ${result.passed} passed, ${result.failed} failed\n`);
-  }
-  process.stdout.write(`${passed} passed, ${failed} failed\n`);
-  if (failed > 0) process.exitCode = 1;
-}
-
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main(process.argv.slice(2));

@@ -1,0 +1,134 @@
+// What an administrator can ask of a store, by name: called in process, or by the control socket of the server that holds the store.
+
+import { Failure } from '../failure.js';
+import { collectGarbage, type GarbageReport } from './garbage.js';
+import type { GenerationRecord } from './line.js';
+import { checkImageName, checkLineName, parseExportName } from './names.js';
+import { DEFAULT_RETENTION, parseRetention } from './retention.js';
+import type { LineInfo, Store } from './store.js';
+import { BLOCK_SIZE, type BlockRange, TreeView } from './tree.js';
+import { type VerifyReport, verify } from './verify.js';
+
+export type AdminProgress = (done: number, total: number) => void;
+
+/** Byte range of an image. */
+export interface ByteRange {
+  offset: number;
+  length: number;
+}
+
+export interface AdminOperations {
+  ls(): Promise<LineInfo[]>;
+  create(name: string, size: number): Promise<void>;
+  import(name: string, file: string): Promise<void>;
+  export(name: string, file: string): Promise<void>;
+  clone(from: string, name: string): Promise<void>;
+  branch(from: string, branch: string): Promise<void>;
+  snapshot(name: string, tag: string): Promise<void>;
+  untag(name: string, tag: string): Promise<void>;
+  log(name: string): Promise<GenerationRecord[]>;
+  diff(from: string, to: string): Promise<ByteRange[]>;
+  rollback(name: string): Promise<number>;
+  rename(from: string, to: string): Promise<void>;
+  rm(name: string): Promise<void>;
+  verify(names: string[]): Promise<VerifyReport>;
+  gc(retention: string | null): Promise<GarbageReport & { generationsForgotten: number }>;
+}
+
+export const ADMIN_VERBS = [
+  'ls',
+  'create',
+  'import',
+  'export',
+  'clone',
+  'branch',
+  'snapshot',
+  'untag',
+  'log',
+  'diff',
+  'rollback',
+  'rename',
+  'rm',
+  'verify',
+  'gc',
+] as const satisfies (keyof AdminOperations)[];
+
+/** `who` is written into the generations that are made. */
+export function adminOperations(store: Store, who: string, onProgress: AdminProgress = () => {}): AdminOperations {
+  return {
+    ls: async () => store.info(),
+    create: async (name, size) => {
+      checkImageName(name);
+      await store.create(name, size, who);
+    },
+    import: async (name, file) => {
+      checkImageName(name);
+      await store.importRaw(name, file, onProgress, who);
+    },
+    export: async (name, file) => {
+      const { line, at } = generationName(name);
+      await store.exportRaw(line, at, file, onProgress);
+    },
+    clone: async (from, name) => {
+      checkImageName(name);
+      const { line, at } = generationName(from);
+      await store.clone(line, at, name, who);
+    },
+    branch: async (from, branch) => {
+      const { line, at } = generationName(from);
+      if (branch.includes('/') || line.includes('/'))
+        throw new Failure('a branch begins at an image: branch IMAGE[@GENERATION] NAME');
+      checkLineName(`${line}/${branch}`);
+      await store.clone(line, at, `${line}/${branch}`, who);
+    },
+    snapshot: async (name, tag) => {
+      const { line, at } = generationName(name);
+      await store.tag(line, tag, at);
+    },
+    untag: async (name, tag) => store.untag(name, tag),
+    log: async (name) => {
+      await store.digest(store.line(name));
+      return store.generations(name);
+    },
+    diff: async (from, to) => diff(store, from, to),
+    rollback: async (name) => {
+      const { line, at } = generationName(name);
+      if (at === null) throw new Failure(`say to which generation: rollback ${line}@GENERATION`);
+      return store.rollback(line, at, who);
+    },
+    rename: async (from, to) => store.rename(from, to),
+    rm: async (name) => store.remove(name),
+    verify: async (names) => {
+      for (const name of names) store.line(name);
+      return verify(store, names, onProgress);
+    },
+    gc: async (retention) => {
+      const generationsForgotten = await store.applyRetention(parseRetention(retention ?? DEFAULT_RETENTION));
+      return { generationsForgotten, ...(await collectGarbage(store, onProgress)) };
+    },
+  };
+}
+
+function generationName(text: string): { line: string; at: number | string | null } {
+  const parsed = parseExportName(text);
+  if (parsed === null) throw new Failure(`"${text}" is not IMAGE[/BRANCH][@GENERATION]`);
+  return parsed;
+}
+
+/** The byte ranges in which two generations differ. */
+async function diff(store: Store, from: string, to: string): Promise<ByteRange[]> {
+  const old = generationName(from);
+  const now = generationName(to);
+  const record = await store.needGeneration(old.line, old.at);
+  const newer = await store.needGeneration(now.line, now.at);
+  const view = new TreeView(store.nodes, Buffer.from(newer.root, 'hex'), newer.size);
+  try {
+    const end = Math.max(record.size, newer.size);
+    return store.changedRanges(record, view).map(({ first, count }: BlockRange) => ({
+      offset: first * BLOCK_SIZE,
+      length: Math.min((first + count) * BLOCK_SIZE, end) - first * BLOCK_SIZE,
+    }));
+  } finally {
+    view.close();
+  }
+}

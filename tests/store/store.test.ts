@@ -1,0 +1,387 @@
+// The store's behaviour, one test each: generations, branches, readers and writers, garbage collection, damage, a full disk.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { ExportError, ExportRefused } from '../../host/server/export.js';
+import { adminOperations } from '../../host/store/admin.js';
+import { collectGarbage } from '../../host/store/garbage.js';
+import { CHANGED_SINCE, type LineExport } from '../../host/store/line-export.js';
+import { expired, parseRetention } from '../../host/store/retention.js';
+import type { Store, StoreOptions } from '../../host/store/store.js';
+import { verify } from '../../host/store/verify.js';
+import { BLOCK, blockOf, CLIENT, type Content, generator, mismatches, newMedium, openStore } from './model.js';
+
+const BLOCKS = 300;
+
+async function newStore(options: StoreOptions = {}) {
+  const medium = newMedium();
+  const store = await openStore(medium, options);
+  await store.create('a', BLOCKS * BLOCK);
+  return { medium, store };
+}
+
+async function put(store: Store, name: string, values: Record<number, number>): Promise<LineExport> {
+  const opened = await store.open(name, CLIENT);
+  for (const [block, value] of Object.entries(values)) await opened.write(Number(block) * BLOCK, blockOf(value));
+  await opened.commit();
+  return opened;
+}
+
+async function value(store: Store, name: string, block: number): Promise<number> {
+  const opened = await store.open(name, CLIENT);
+  const bytes = Buffer.alloc(BLOCK);
+  await opened.read(block * BLOCK, bytes);
+  await opened.close(true);
+  return bytes.readUInt32LE(0);
+}
+
+test('an epoch is visible to its own connection only, until it is committed', async () => {
+  const { store } = await newStore();
+  const writer = await store.open('a', CLIENT);
+  const reader = await store.open('a', CLIENT);
+  await writer.write(5 * BLOCK, blockOf(77));
+  assert.equal(await value(store, 'a', 5), 0);
+  assert.deepEqual(await mismatches(writer, new Map([[5, 77]]), BLOCKS), []);
+  await writer.commit();
+  assert.equal(await value(store, 'a', 5), 77);
+  assert.deepEqual(await mismatches(reader, new Map(), BLOCKS), [], 'a reader stays on its generation');
+  await reader.commit();
+  assert.deepEqual(await mismatches(reader, new Map([[5, 77]]), BLOCKS), [], 'a flush moves a reader on');
+  await store.close();
+});
+
+test('a connection that breaks discards its epoch, a clean end commits it', async () => {
+  const { store } = await newStore();
+  const broken = await store.open('a', CLIENT);
+  await broken.write(0, blockOf(1));
+  await broken.close(false);
+  assert.equal(store.generation('a'), 1);
+  const clean = await store.open('a', CLIENT);
+  await clean.write(0, blockOf(2));
+  await clean.close(true);
+  assert.equal(store.generation('a'), 2);
+  assert.equal(await value(store, 'a', 0), 2);
+  await store.close();
+});
+
+test('one writer at a time; a writer that has read an old generation is refused', async () => {
+  const { store } = await newStore();
+  const one = await store.open('a', CLIENT);
+  const two = await store.open('a', { ...CLIENT, identity: 'other' });
+  await one.write(0, blockOf(1));
+  assert.throws(
+    () => two.write(0, blockOf(2)),
+    (error: ExportError) => error.errno === 'EPERM',
+  );
+  await one.commit();
+  assert.throws(
+    () => two.write(0, blockOf(2)),
+    (error: ExportError) => error.errno === 'ESHUTDOWN',
+  );
+  let lost = '';
+  one.onLost = (reason) => {
+    lost = reason;
+  };
+  await two.commit();
+  await two.write(0, blockOf(2));
+  assert.equal(lost, '');
+  await two.commit();
+  assert.match(lost, /changed by other/);
+  assert.throws(() => one.write(0, blockOf(4)), ExportError);
+  assert.equal(await value(store, 'a', 0), 2);
+  await store.close();
+});
+
+test('a new TLS connection of the same identity takes the role from one with an open epoch', async () => {
+  const { store } = await newStore();
+  const card = { identity: 'card', address: 'x', tls: true };
+  const old = await store.open('a', card);
+  const fresh = await store.open('a', card);
+  let lost = '';
+  old.onLost = (reason) => {
+    lost = reason;
+  };
+  await old.write(0, blockOf(1));
+  await fresh.write(BLOCK, blockOf(2));
+  assert.match(lost, /taken over/);
+  assert.throws(() => old.write(0, blockOf(3)), ExportError);
+  await fresh.commit();
+  assert.equal(await value(store, 'a', 0), 0);
+  assert.equal(await value(store, 'a', 1), 2);
+  await store.close();
+});
+
+test('clone, branch, snapshot, rollback, diff, log, rename, rm', async () => {
+  const { store } = await newStore();
+  const admin = adminOperations(store, 'me');
+  await (await put(store, 'a', { 1: 11 })).close(true);
+  await (await put(store, 'a', { 1: 12, 200: 5 })).close(true);
+  await admin.snapshot('a@2', 'golden');
+  await admin.clone('a@golden', 'b');
+  await admin.branch('a', 'fix');
+  assert.equal(await value(store, 'b', 1), 11);
+  assert.equal(await value(store, 'a/fix', 1), 12);
+  assert.equal(store.generation('a/fix'), 3);
+  await (await put(store, 'a/fix', { 9: 9 })).close(true);
+  assert.equal(store.generation('a/fix'), 4);
+  assert.equal(await value(store, 'a', 9), 0);
+  assert.deepEqual(await admin.diff('a@2', 'a@3'), [
+    { offset: BLOCK, length: BLOCK },
+    { offset: 200 * BLOCK, length: BLOCK },
+  ]);
+  assert.equal(await admin.rollback('a@2'), 4);
+  assert.equal(await value(store, 'a', 1), 11);
+  assert.equal(await value(store, 'a', 200), 0);
+  assert.deepEqual(
+    (await admin.log('a')).map(({ generation, why }) => `${generation} ${why}`),
+    ['1 created', '2 commit', '3 commit', '4 rollback to 2'],
+  );
+  await assert.rejects(admin.rm('a'), /branches/);
+  await admin.rename('a', 'c');
+  assert.equal(await value(store, 'c/fix', 9), 9);
+  assert.throws(() => store.open('a', CLIENT), ExportRefused);
+  await admin.rm('c/fix');
+  await admin.rm('c');
+  await admin.rm('b');
+  await admin.gc(null);
+  assert.equal(store.index.blobCount(), 0, 'nothing is left of images that are gone');
+  await store.close();
+});
+
+test('rollback and clone refuse what is not there', async () => {
+  const { store } = await newStore();
+  const admin = adminOperations(store, 'me');
+  await assert.rejects(admin.rollback('a@9'), /not kept/);
+  await assert.rejects(admin.clone('a', 'a'), /already/);
+  for (const name of ['../x', 'a b', '', 'ä', 'x'.repeat(65), 'a/b/c', '.x', 'a\0']) {
+    await assert.rejects(admin.create(name, 512), /cannot be the name/, JSON.stringify(name));
+  }
+  for (const size of [0, -1, 1.5, 2 ** 51, Number.NaN]) await assert.rejects(store.create('n', size), /cannot be/);
+  await store.close();
+});
+
+test('an image whose size is no multiple of a block', async () => {
+  const { store } = await newStore();
+  await store.create('odd', 10_000);
+  const opened = await store.open('odd', CLIENT);
+  await opened.write(9_000, Buffer.alloc(1_000, 7));
+  await opened.write(4_090, Buffer.alloc(10, 8));
+  await opened.zero(9_500, 500);
+  await opened.close(true);
+  const again = await store.open('odd', CLIENT);
+  const bytes = Buffer.alloc(10_000);
+  await again.read(0, bytes);
+  const expectedBytes = Buffer.alloc(10_000);
+  expectedBytes.fill(8, 4_090, 4_100).fill(7, 9_000, 9_500);
+  assert.ok(bytes.equals(expectedBytes));
+  await again.close(true);
+  await store.close();
+});
+
+test('changed-since names exactly the changed blocks, in pieces too', async () => {
+  const { store } = await newStore();
+  await (await put(store, 'a', { 3: 1, 4: 1, 150: 1 })).close(true);
+  await (await put(store, 'a', { 4: 2, 299: 1 })).close(true);
+  const opened = await store.open('a', CLIENT);
+  const ranges = (since: number, step: number) => {
+    const changed: number[] = [];
+    for (let block = 0; block < BLOCKS; block += step) {
+      let at = block;
+      const length = Math.min(step, BLOCKS - block) * BLOCK;
+      for (const extent of opened.status(`${CHANGED_SINCE}${since}`, block * BLOCK, length, 1000)) {
+        for (let end = at + extent.length / BLOCK; at < end; at++) if (extent.flags === 1) changed.push(at);
+      }
+    }
+    return changed;
+  };
+  for (const step of [BLOCKS, 7, 1]) {
+    assert.deepEqual(ranges(1, step), [3, 4, 150, 299]);
+    assert.deepEqual(ranges(2, step), [4, 299]);
+    assert.deepEqual(ranges(3, step), []);
+  }
+  assert.deepEqual(opened.metaContexts(`${CHANGED_SINCE}2`), [`${CHANGED_SINCE}2`]);
+  assert.deepEqual(opened.metaContexts(`${CHANGED_SINCE}99`), []);
+  await opened.close(true);
+  await store.close();
+});
+
+test('random work with garbage collection in between, against a model', async () => {
+  const random = generator(42);
+  const pick = (count: number) => Math.floor(random() * count);
+  const { store } = await newStore({ spillBlocks: 40 });
+  const generations = new Map<number, Content>([[1, new Map()]]);
+  let head: Content = new Map();
+  const pinned = { generation: 0, opened: null as LineExport | null };
+  for (let round = 0; round < 60; round++) {
+    const opened = await store.open('a', CLIENT);
+    const next: Content = new Map(head);
+    for (let write = 0; write < 1 + pick(30); write++) {
+      const first = pick(BLOCKS);
+      const count = 1 + pick(Math.min(40, BLOCKS - first));
+      if (random() < 0.2) {
+        await opened.zero(first * BLOCK, count * BLOCK);
+        for (let block = first; block < first + count; block++) next.delete(block);
+        continue;
+      }
+      const values = Array.from({ length: count }, () => 1 + pick(random() < 0.5 ? 20 : 100_000));
+      await opened.write(first * BLOCK, Buffer.concat(values.map(blockOf)));
+      for (const [index, it] of values.entries()) next.set(first + index, it);
+    }
+    assert.deepEqual(await mismatches(opened, next, BLOCKS), [], `round ${round}: the open epoch`);
+    if (random() < 0.8) {
+      await opened.close(true);
+      head = next;
+      generations.set(store.generation('a'), head);
+    } else {
+      await opened.close(false);
+    }
+    if (random() < 0.3) {
+      await store.digestAll();
+      const kept = store.generations('a').map((it) => it.generation);
+      const drop = kept.filter(() => random() < 0.5);
+      if (pinned.opened === null) {
+        pinned.generation = kept[pick(kept.length)];
+        pinned.opened = await store.open(`a@${pinned.generation}`, CLIENT);
+      }
+      await store.forget('a', drop);
+      await collectGarbage(store);
+      assert.deepEqual((await verify(store)).damages, []);
+      for (const { generation } of store.generations('a')) {
+        const old = await store.open(`a@${generation}`, CLIENT);
+        assert.deepEqual(await mismatches(old, generations.get(generation)!, BLOCKS), [], `@${generation}`);
+        await old.close(true);
+      }
+      assert.deepEqual(
+        await mismatches(pinned.opened, generations.get(pinned.generation)!, BLOCKS),
+        [],
+        'an open export keeps its generation',
+      );
+      if (random() < 0.3) {
+        await pinned.opened.close(true);
+        pinned.opened = null;
+      }
+    }
+  }
+  await store.close();
+});
+
+test('garbage collection gives space back, and none that is needed', async () => {
+  const { store, medium } = await newStore();
+  const values = (from: number) => Object.fromEntries(Array.from({ length: 200 }, (_, block) => [block, from + block]));
+  for (let round = 0; round < 5; round++) await (await put(store, 'a', values(round * 1000 + 1))).close(true);
+  await store.digestAll();
+  const before = medium.files.used;
+  await store.forget('a', [2, 3, 4, 5]);
+  const report = await collectGarbage(store);
+  assert.ok(report.packsRemoved > 0);
+  assert.ok(medium.files.used < before - 3 * 200 * BLOCK, `${before} bytes became ${medium.files.used}`);
+  assert.equal(await value(store, 'a', 7), 4008);
+  assert.deepEqual((await verify(store)).damages, []);
+  await store.close();
+});
+
+test('verify names a flipped bit, the generations that need it and the bytes; reads end in an error, never in wrong bytes', async () => {
+  const { medium, store } = await newStore();
+  await (await put(store, 'a', { 10: 1, 20: 2 })).close(true);
+  await (await put(store, 'a', { 10: 3 })).close(true);
+  await store.close();
+  const pack = medium.files.list('packs')[0];
+  let found = 0;
+  // The first pack holds generation 2: its blocks are the first two blobs.
+  for (const bit of [8 * (64 + 32 + 36 * 2 + 100), 8 * (64 + 32 + 36 * 2 + BLOCK + 100)]) {
+    medium.files.flipBit(`packs/${pack}`, bit);
+    const again = await openStore(medium);
+    const { damages } = await verify(again);
+    assert.ok(damages.length > 0, `bit ${bit}`);
+    for (const damage of damages)
+      assert.ok(
+        damage.generations.some((it) => it === 'a@2'),
+        JSON.stringify(damage),
+      );
+    const opened = await again.open('a@2', CLIENT);
+    for (const [block, expectedValue] of [
+      [10, 1],
+      [20, 2],
+    ]) {
+      const bytes = Buffer.alloc(BLOCK);
+      try {
+        await opened.read(block * BLOCK, bytes);
+        assert.ok(bytes.equals(blockOf(expectedValue)));
+      } catch (error) {
+        assert.match(String(error), /damaged/);
+        found++;
+      }
+    }
+    await assert.rejects(
+      collectGarbage(again).then(() => Promise.reject(new Error('no garbage: damaged'))),
+      /damaged/,
+    );
+    await opened.close(true);
+    await again.close();
+    medium.files.flipBit(`packs/${pack}`, bit);
+  }
+  assert.equal(found, 2);
+});
+
+test('a missing pack is named, and the rest can be read', async () => {
+  const { medium, store } = await newStore({ packSizeMax: 4096 });
+  await (await put(store, 'a', { 10: 1 })).close(true);
+  await store.digestAll();
+  await store.create('other', BLOCKS * BLOCK);
+  await (await put(store, 'other', { 10: 9 })).close(true);
+  await store.close();
+  medium.files.remove(`packs/${medium.files.list('packs')[0]}`);
+  const again = await openStore(medium);
+  const { damages } = await verify(again);
+  assert.ok(damages.some((it) => /missing/.test(it.message)));
+  assert.equal(await value(again, 'other', 10), 9);
+  await again.close();
+});
+
+test('a full disk refuses and loses nothing that was committed', async () => {
+  const { medium, store } = await newStore();
+  await (await put(store, 'a', { 1: 1 })).close(true);
+  await store.digestAll();
+  medium.files.capacity = medium.files.used + 60 * BLOCK;
+  let failed = 0;
+  let head = 1;
+  for (let round = 0; round < 30; round++) {
+    try {
+      const opened = await store.open('a', CLIENT);
+      for (let block = 0; block < 20; block++) await opened.write(block * BLOCK, blockOf(1000 * round + block + 1));
+      await opened.commit();
+      head = 1000 * round + 2;
+      await opened.close(true);
+    } catch {
+      failed++;
+    }
+  }
+  assert.ok(failed > 0, 'the disk was never full');
+  medium.files.capacity = Number.POSITIVE_INFINITY;
+  const again = await openStore(medium);
+  assert.equal(await value(again, 'a', 1), head);
+  assert.deepEqual((await verify(again)).damages, []);
+  await again.close();
+});
+
+test('retention keeps what its rules say, the newest and the tagged', () => {
+  const hour = 3_600_000;
+  const now = 100 * 24 * hour;
+  const generations = Array.from({ length: 40 * 24 * 4 }, (_, index) => ({
+    generation: index + 1,
+    timeMs: now - (40 * 24 * 4 - index) * (hour / 4),
+  }));
+  const drop = new Set(expired(generations, new Set([3]), parseRetention('all:1d,1h:7d,1d:31d'), now));
+  const kept = generations.filter((it) => !drop.has(it.generation));
+  const age = (from: number, to: number) =>
+    kept.filter((it) => now - it.timeMs >= from * 24 * hour && now - it.timeMs < to * 24 * hour).length;
+  assert.equal(age(0, 1), 95);
+  assert.equal(age(1, 7), 6 * 24);
+  assert.equal(age(7, 31), 24);
+  assert.deepEqual(
+    kept.filter((it) => now - it.timeMs >= 31 * 24 * hour).map((it) => it.generation),
+    [3],
+  );
+  for (const wrong of ['', 'all', '1x:1d', 'all:1d,1h:1h', '0d:1d'])
+    assert.throws(() => parseRetention(wrong), /retention/);
+});
