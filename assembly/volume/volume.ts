@@ -36,6 +36,7 @@ import { noteFill } from '../local-store/fills';
 import { localStoreReady, storeCheckRead, storedImageSectors, storeImageSectors } from '../local-store/local-store';
 import { logFailed, logWritten, rowBlock } from '../local-store/record-log';
 import { LogLevel, logEnd, logText, logValue } from '../log';
+import { MUTANT, Mutant } from '../mutant';
 import {
   NbdError,
   NbdState,
