@@ -256,9 +256,10 @@ export function logStored(): u64 {
   return storedSequence;
 }
 
-/** Every staged record is written, stored or not: reading the store gives what was staged. */
+/** Every staged record is written, stored or not: reading the store gives what was staged. When the device does not write any
+ * more it gives what is there; the checksums tell. */
 export function logWritten(): bool {
-  return writtenSequence + 1 == nextSequence;
+  return failed || writtenSequence + 1 == nextSequence;
 }
 
 /** The device refuses to write: nothing can be stored any more. */

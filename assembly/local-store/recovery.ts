@@ -11,7 +11,7 @@ import { BLOCK_SIZE } from '../config';
 import { clock_ms } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { STORE_SUPERBLOCK } from '../memory-map';
-import { SETTINGS_STORE_FORMAT, settings } from '../settings';
+import { SETTINGS_STORE_DROP_CLEAN, SETTINGS_STORE_FORMAT, settings } from '../settings';
 import {
   addRowFlags,
   clearSegmentRows,
@@ -31,6 +31,7 @@ import {
   rowValid,
   setRow,
   setRowDirty,
+  setRowValid,
   tablePut,
 } from './block-table';
 import {
@@ -585,14 +586,17 @@ function enterAll(): void {
   dirtyRecords = dirtyBlocks = 0;
   dirtySectors = 0;
   const madeMs = clock_ms() - replayLagMs;
+  const dropsClean = (settings.flags & SETTINGS_STORE_DROP_CLEAN) != 0;
   for (let more = walkStart(); more; more = walkNext()) {
     if (rowIs(walkRow, ROW_VOID)) continue;
     const uncommitted = walkSequence > replayCommitted && walkSequence >= replayNeeded;
     let dirty = false;
     for (let data = walkRow + 1; walkIsData(data); data++) {
-      if (!uncommitted || !rowIs(data, ROW_WRITE)) settleClean(data);
-      else dirty = true;
-      tablePut(data);
+      const isDirty = uncommitted && rowIs(data, ROW_WRITE);
+      if (isDirty) dirty = true;
+      else settleClean(data);
+      if (dropsClean) setRowValid(data, rowValid(data) & rowDirty(data));
+      if (isDirty || !dropsClean) tablePut(data);
     }
     if (rowValid(walkRow) == RecordKind.WRITE && uncommitted) dirty = true;
     if (!dirty) continue;

@@ -159,7 +159,10 @@ export function initVolume(): void {
   blocks = 0;
   state = VolumeState.IDLE;
   operation = Operation.NONE;
+  sequentialLba = readAhead = readAheadEnd = 0;
   fetchesActive = loadsActive = 0;
+  for (let request: i32 = 0; request < <i32>NBD_REQUESTS_MAX; request++) fetchActive[request] = false;
+  for (let i: u32 = 0; i < LOADS_MAX; i++) loadOperation[i] = -1;
   connectionChecked = 0;
   writeThrough = false;
 }

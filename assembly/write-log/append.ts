@@ -54,6 +54,8 @@ let newlyDirty: u32 = 0;
 let sequence: u64 = 0;
 
 export function initAppend(): void {
+  sequence = 0;
+  newlyDirty = 0;
   state = AppendState.IDLE;
   imageEndBlock = 0xffffffff;
   imageEndMask = 0;

@@ -99,7 +99,6 @@ let dirtyRecords: u32 = 0;
 // The epoch. `epochEnd`: number of the record behind the closed epoch.
 let flushState: FlushState = FlushState.NONE;
 let epochEnd: u64 = 0;
-let epochEndRow: u32 = 0;
 /** An epoch must not end before this record. */
 let epochFloor: u64 = 0;
 let flushRequest: i32 = -1;
@@ -124,7 +123,7 @@ export function initWriteLog(arena: usize): void {
   dirtyRecords = 0;
   flushState = FlushState.NONE;
   flushRequest = -1;
-  closeWanted = commandOpen = full = false;
+  closeWanted = commandOpen = full = endWanted = merging = holdSending = false;
   epochFloor = 0;
   connection = nbdConnection();
   setAcknowledgementPoint(settings.acknowledgementPoint);
@@ -343,7 +342,6 @@ function closeAtHead(): void {
 
 function setEpochEnd(sequence: u64, row: u32): void {
   epochEnd = sequence;
-  epochEndRow = row;
   senderSetEpochEnd(row);
   flushState = FlushState.WAITING;
 }

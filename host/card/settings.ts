@@ -28,6 +28,8 @@ export interface CardSettings {
   acknowledgementDelayMs: number;
   /** The local store may be overwritten if it cannot be used. */
   formatStore: boolean;
+  /** Forget at power-on what the image server has, too: for images that others change while the card is off. */
+  dropCleanCache: boolean;
 }
 
 export const DEFAULT_SETTINGS: CardSettings = {
@@ -44,6 +46,7 @@ export const DEFAULT_SETTINGS: CardSettings = {
   writeStallTimeoutMs: 20_000,
   acknowledgementDelayMs: 0,
   formatStore: false,
+  dropCleanCache: false,
 };
 
 const MAGIC = 0x54534252; // "RBST"
@@ -51,6 +54,7 @@ const VERSION = 2;
 const RECORD_SIZE = 512;
 const FLAG_TLS = 1;
 const FLAG_STORE_FORMAT = 2;
+const FLAG_STORE_DROP_CLEAN = 4;
 const EXPORT_OFFSET = 104;
 const EXPORT_SIZE = 256;
 
@@ -66,7 +70,7 @@ export function encodeSettings(settings: CardSettings): Uint8Array {
   record.writeUInt32LE(MAGIC, 0);
   record.writeUInt16LE(VERSION, 4);
   record.writeUInt16LE(RECORD_SIZE, 6);
-  record.writeUInt32LE((settings.tls ? FLAG_TLS : 0) | (settings.formatStore ? FLAG_STORE_FORMAT : 0), 12);
+  record.writeUInt32LE((settings.tls ? FLAG_TLS : 0) | (settings.formatStore ? FLAG_STORE_FORMAT : 0) | (settings.dropCleanCache ? FLAG_STORE_DROP_CLEAN : 0), 12);
   record.writeUInt32LE(positive('offlineReadTimeoutMs', settings.offlineReadTimeoutMs), 16);
   record.writeUInt32LE(positive('epochAgeMs', settings.epochAgeMs), 20);
   record.writeUInt32LE(positive('epochSizeBytes', settings.epochSizeBytes), 24);

@@ -1,6 +1,7 @@
 // The server's configuration file: who may do what, TLS, limits, retention. One JSON object; unknown keys are refused, so that a
 // misspelt right is not silently no right at all (docs/server.md shows one).
 
+import { constants } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import tls from 'node:tls';
@@ -10,7 +11,8 @@ import type { Access, Right } from '../store/store.js';
 import type { Client } from './export.js';
 
 export interface TlsSettings {
-  context: tls.SecureContext;
+  /** Certificate, ciphers and the like, as Node takes them. */
+  options: tls.SecureContextOptions;
   /** Nothing is said about exports outside TLS. */
   required: boolean;
   /** Certificates are asked for, and must be signed by the authority in `ca`. */
@@ -144,20 +146,23 @@ function tlsOf(value: unknown, folder: string, where: string, key: TlsSettings['
   const ca = read('ca');
   if ((certificate === undefined) !== (privateKey === undefined))
     throw new Failure(`${where}: certificate and key go together`);
+  const options: tls.SecureContextOptions = {
+    ...(certificate === undefined ? {} : { cert: certificate }),
+    ...(privateKey === undefined ? {} : { key: privateKey }),
+    ...(ca === undefined ? {} : { ca }),
+    minVersion: 'TLSv1.2',
+    // Keys of TLS 1.3 go with SHA-256: with a SHA-384 suite first OpenSSL passes over the key and asks for a certificate.
+    ciphers: `TLS_AES_128_GCM_SHA256:${tls.DEFAULT_CIPHERS}:${PSK_CIPHERS}`,
+    honorCipherOrder: true,
+    // OpenSSL refuses a key of TLS 1.3 without one when certificates are asked for too.
+    sessionIdContext: 'ribbon',
+    // Nothing is resumed: every connection proves who it is.
+    secureOptions: constants.SSL_OP_NO_TICKET,
+  };
   try {
-    const context = tls.createSecureContext({
-      ...(certificate === undefined ? {} : { cert: certificate }),
-      ...(privateKey === undefined ? {} : { key: privateKey }),
-      ...(ca === undefined ? {} : { ca }),
-      minVersion: 'TLSv1.2',
-      // Keys of TLS 1.3 go with SHA-256: with a SHA-384 suite first OpenSSL passes over the key and asks for a certificate.
-      ciphers: `TLS_AES_128_GCM_SHA256:${tls.DEFAULT_CIPHERS}:${PSK_CIPHERS}`,
-      honorCipherOrder: true,
-      // OpenSSL refuses a key of TLS 1.3 without one when certificates are asked for too.
-      sessionIdContext: 'ribbon',
-    });
-    return { context, required: settings.required !== false, certificates: ca !== undefined, key };
+    tls.createSecureContext(options);
   } catch (error) {
     throw new Failure(`${where}: ${(error as Error).message}`);
   }
+  return { options, required: settings.required !== false, certificates: ca !== undefined, key };
 }

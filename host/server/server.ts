@@ -137,7 +137,8 @@ export class Connection {
   }
 
   stop(reason: string): Promise<void> {
-    this.session.abort(reason);
+    if (this.session.closed) this.socket.destroy();
+    else this.session.abort(reason);
     return this.ended;
   }
 
@@ -249,42 +250,50 @@ export class Connection {
   private startTls(): void {
     const settings = this.options.tls!;
     const outer = this.socket;
-    let pskIdentity: string | null = null;
-    const inner = new tls.TLSSocket(outer, {
-      isServer: true,
-      secureContext: settings.context,
+    // Until the handshake is over there is no session that could end; checkTime() ends a handshake that takes too long.
+    this.sessionOver = true;
+    let keyName: string | null = null;
+    const server = tls.createServer({
+      ...settings.options,
       requestCert: settings.certificates,
       rejectUnauthorized: false,
-      pskCallback: (_socket: tls.TLSSocket, identity: string) => {
-        const key = settings.key(identity);
-        if (key === null) this.log('warn', `${this.name}: unknown PSK identity "${printable(identity)}"`);
-        else pskIdentity = identity;
+      pskCallback: (_socket: tls.TLSSocket, name: string) => {
+        const key = settings.key(name);
+        if (key === null) this.log('warn', `${this.name}: unknown PSK identity "${printable(name)}"`);
+        else keyName = name;
         return key;
       },
-    } as tls.TLSSocketOptions);
-    inner.on('error', (error) => {
-      if (!this.session.endedCleanly) this.log('warn', `${this.name}: TLS: ${error.message}`);
+    } as tls.TlsOptions);
+    const failed = (error: Error) => {
+      if (!this.session.endedCleanly) this.log('warn', `${this.name}: TLS: ${error.message.trim()}`);
       outer.destroy();
+    };
+    server.once('tlsClientError', failed);
+    server.once('secureConnection', (inner) => {
+      inner.on('error', failed);
+      // A name alone proves nothing: the handshake must have used the key.
+      const identity = keyName !== null && usedKey(inner) ? keyName : certificateIdentity(inner);
+      if (identity === null)
+        failed(new Error(String(inner.authorizationError ?? 'no key and no valid client certificate')));
+      else this.startInside(inner, identity);
     });
-    inner.once('secure', () => {
-      const identity = pskIdentity ?? certificateIdentity(inner);
-      if (identity === null) {
-        this.log('warn', `${this.name}: TLS: ${inner.authorizationError ?? 'no valid client certificate and no key'}`);
-        outer.destroy();
-        return;
-      }
-      this.client = { identity, address: this.client.address, tls: true };
-      this.socket = inner;
-      this.session = NbdSession.insideTls(this.options.exports, this.transport(true), this.session);
-      inner.on('drain', () => {
-        this.stuckSince = 0;
-        this.session.resume();
-      });
-      inner.on('end', () => this.inputEnded());
-      inner.on('data', (bytes: Buffer) => {
-        this.deliver(bytes);
-        if (this.left !== null) inner.pause();
-      });
+    server.emit('connection', outer);
+  }
+
+  private startInside(inner: tls.TLSSocket, identity: string): void {
+    this.client = { identity, address: this.client.address, tls: true };
+    this.sessionOver = false;
+    this.secondsOver = 0;
+    this.socket = inner;
+    this.session = NbdSession.insideTls(this.options.exports, this.transport(true), this.session);
+    inner.on('drain', () => {
+      this.stuckSince = 0;
+      this.session.resume();
+    });
+    inner.on('end', () => this.inputEnded());
+    inner.on('data', (bytes: Buffer) => {
+      this.deliver(bytes);
+      if (this.left !== null) inner.pause();
     });
   }
 
@@ -307,9 +316,18 @@ export class Connection {
   }
 }
 
+/**
+ * Was the connection proved by a pre-shared key? In TLS 1.2 the cipher suite says so; in TLS 1.3 a key is a kind of resumption, and
+ * there is no other kind here: tickets are off.
+ */
+function usedKey(socket: tls.TLSSocket): boolean {
+  if (socket.getProtocol() === 'TLSv1.3') return socket.isSessionReused();
+  return socket.getCipher().name.includes('PSK');
+}
+
 /** A certificate names its holder by its common name; null when it is not signed by our authority, or expired. */
 function certificateIdentity(socket: tls.TLSSocket): string | null {
-  if (socket.authorizationError != null) return null;
+  if (!socket.authorized) return null;
   const subject = socket.getPeerCertificate().subject as { CN?: string | string[] } | undefined;
   return typeof subject?.CN === 'string' && subject.CN !== '' ? subject.CN : null;
 }

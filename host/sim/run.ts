@@ -166,15 +166,14 @@ class Run {
   async #runCommand(pc: V86Pc, command: string): Promise<void> {
     const shell = new GuestShell(pc);
     await pc.start();
-    const work = async (): Promise<void> => {
+    const work = async (): Promise<number> => {
       await shell.ready(SHELL_TIMEOUT_MS);
-      const status = await shell.run(command, (output) => process.stdout.write(output));
-      this.#end(status);
+      return shell.run(command, (output) => process.stdout.write(output));
     };
     // A signal or a halt of the PC ends the command too, and then it has not succeeded.
-    const interrupted = this.#ended.then(() => false);
-    const finished = await Promise.race([work().then(() => true), interrupted]);
-    if (!finished) this.#status ||= 1;
+    const status = await Promise.race([work(), this.#ended.then(() => null)]);
+    if (status === null) this.#status ||= 1;
+    else this.#end(status);
   }
 
   #images(): { images: ImageSource | Exclude<SimOptions['server'], null>; disks: Disk[] } {

@@ -36,10 +36,7 @@ export type Replacements = Record<string, unknown>;
 export async function guarded<T>(replacements: Replacements, body: () => Promise<T>): Promise<T> {
   const saved = FORBIDDEN.map(([holder, name]) => Object.getOwnPropertyDescriptor(holder, name));
   for (const [holder, name] of FORBIDDEN) {
-    const forbidden = (): never => {
-      throw new Error(`${name} is not for simulated runs: time and chance come from the World`);
-    };
-    const value = replacements[name] ?? forbidden;
+    const value = replacements[name] ?? forbid(name);
     Object.defineProperty(holder, name, { configurable: true, writable: true, value });
   }
   syncBuiltinESMExports();
@@ -53,4 +50,12 @@ export async function guarded<T>(replacements: Replacements, body: () => Promise
     }
     syncBuiltinESMExports();
   }
+}
+
+/** A function, and a class (`new Date()`), that throws. */
+function forbid(name: string): unknown {
+  function forbidden(): never {
+    throw new Error(`${name} is not for simulated runs: time and chance come from the World`);
+  }
+  return Object.assign(forbidden, { now: forbidden });
 }

@@ -65,7 +65,7 @@ export class StoreRig {
       }
     };
     this.store = new SimulatedStore(options.storeBytes ?? STORE_BYTES);
-    const exports = new FaultyDisks(new Map([['disk', this.disk]]));
+    const exports = new FaultyDisks(new Map(['disk', 'other'].map((name) => [name, this.disk])));
     this.world = new SimulatedWorld({ seed: options.seed ?? 1, exports, latencyMs: options.latencyMs ?? 0 });
     this.settings = { ...DEFAULT_SETTINGS, exportName: 'disk', ...options.settings };
     this.#memorySize = options.memorySize ?? 16 << 20;

@@ -1,0 +1,157 @@
+// Each oracle by itself, on a history made for it: what must pass passes, what must not does not.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Checker } from '../../host/soak/checker.js';
+import { fillSector, SECTOR_SIZE, setBase, WORDS, wordsOf } from '../../host/soak/content.js';
+import { BLOCK, type Blocks } from '../../host/soak/memory-store.js';
+import { MS, Violation, World } from '../../host/soak/world.js';
+
+const SECTORS = 256;
+
+/** A PC, a card without faults of its own, and a server, as far as the checker can tell. */
+class Rig {
+  readonly world = new World(1);
+  readonly checker = new Checker(this.world, SECTORS);
+  /** The write that each sector of the server's image comes from. */
+  readonly image = new Uint32Array(SECTORS);
+  generation = 0;
+
+  constructor() {
+    setBase('pattern');
+  }
+
+  sectors(write: number, lba: number, count: number): Buffer {
+    const bytes = Buffer.alloc(count * SECTOR_SIZE);
+    for (let i = 0; i < count; i++) fillSector(wordsOf(bytes), i * WORDS, write, lba + i);
+    return bytes;
+  }
+
+  /** The PC writes and is told that it is done. */
+  write(lba: number, count: number): number {
+    const write = this.checker.begin(lba, count);
+    this.checker.received(lba * SECTOR_SIZE, this.sectors(write, lba, count));
+    this.checker.acknowledged(write);
+    return write;
+  }
+
+  /** The server commits a generation with these sectors of these writes. */
+  commit(...changes: { write: number; lba: number; count: number }[]): void {
+    for (const { write, lba, count } of changes) this.image.fill(write, lba, lba + count);
+    const blocks: Blocks = new Map();
+    for (const { lba, count } of changes) {
+      for (let block = Math.floor(lba / 8); block * 8 < lba + count; block++) {
+        const bytes = Buffer.alloc(BLOCK);
+        for (let i = 0; i < 8; i++) fillSector(wordsOf(bytes), i * WORDS, this.image[block * 8 + i], block * 8 + i);
+        blocks.set(block, bytes);
+      }
+    }
+    this.checker.committed(++this.generation, blocks);
+  }
+
+  read(lba: number, write: number): void {
+    this.checker.read(lba, this.sectors(write, lba, 1));
+  }
+}
+
+function violates(oracle: string, body: () => void): void {
+  assert.throws(body, (error) => error instanceof Violation && error.oracle === oracle);
+}
+
+test('O1: an acknowledgement before the server has every sector', () => {
+  const rig = new Rig();
+  const write = rig.checker.begin(10, 4);
+  rig.checker.received(10 * SECTOR_SIZE, rig.sectors(write, 10, 3));
+  violates('O1', () => rig.checker.acknowledged(write));
+  rig.checker.received(10 * SECTOR_SIZE, rig.sectors(write, 10, 4));
+  rig.checker.acknowledged(write);
+});
+
+test('O2: a generation is a prefix of the writes', () => {
+  const rig = new Rig();
+  const first = rig.write(0, 4);
+  const second = rig.write(2, 4);
+  const third = rig.write(100, 1);
+  rig.commit({ write: first, lba: 0, count: 4 }, { write: second, lba: 2, count: 4 });
+  // The third without a fourth, then a fifth without the fourth.
+  rig.commit({ write: third, lba: 100, count: 1 });
+  rig.write(50, 2);
+  const fifth = rig.write(60, 2);
+  violates('O2', () => rig.commit({ write: fifth, lba: 60, count: 2 }));
+});
+
+test('O2: an old write does not come back', () => {
+  const rig = new Rig();
+  const first = rig.write(0, 4);
+  const second = rig.write(0, 4);
+  rig.commit({ write: first, lba: 0, count: 4 }, { write: second, lba: 0, count: 4 });
+  violates('O2', () => rig.commit({ write: first, lba: 0, count: 4 }));
+});
+
+test('O2: no generation ends inside a command, unless the PC cut it short', () => {
+  const rig = new Rig();
+  const running = rig.checker.begin(0, 8);
+  violates('O2', () => rig.commit({ write: running, lba: 0, count: 5 }));
+  const other = new Rig();
+  const cut = other.checker.begin(0, 8);
+  other.checker.abandoned(cut);
+  other.commit({ write: cut, lba: 0, count: 5 });
+  other.read(4, cut);
+  other.read(5, 0);
+  violates('O7', () => other.read(5, cut));
+});
+
+test('O2: content is compared byte for byte', () => {
+  const rig = new Rig();
+  const write = rig.write(0, 8);
+  const bytes = rig.sectors(write, 0, 8);
+  bytes[4095] ^= 1;
+  violates('O2', () => rig.checker.committed(1, new Map([[0, bytes]])));
+});
+
+test('O3: a flush is answered when the generation holds every write that was done', () => {
+  const rig = new Rig();
+  const write = rig.write(0, 4);
+  violates('O3', () => rig.checker.flushed('FLUSH CACHE'));
+  rig.commit({ write, lba: 0, count: 4 });
+  rig.checker.flushed('FLUSH CACHE');
+});
+
+test('O4: the lag is never below the truth, in bytes, epochs and time', () => {
+  const rig = new Rig();
+  rig.checker.lag(0, 0, 0);
+  const write = rig.write(0, 4);
+  rig.checker.lag(2048, 1, 0);
+  violates('O4', () => rig.checker.lag(2047, 1, 0));
+  violates('O4', () => rig.checker.lag(2048, 0, 0));
+  rig.world.nowUs += 100 * MS;
+  violates('O4', () => rig.checker.lag(2048, 1, 10));
+  rig.checker.lag(2048, 1, 100);
+  rig.commit({ write, lba: 0, count: 4 });
+  rig.checker.lag(0, 0, 0);
+});
+
+test('O7: reads are right; a write that failed is there or not, and stays so', () => {
+  const rig = new Rig();
+  rig.read(3, 0);
+  const write = rig.write(0, 4);
+  rig.read(3, write);
+  violates('O7', () => rig.read(3, 0));
+  const failed = rig.checker.begin(0, 4);
+  rig.checker.abandoned(failed);
+  rig.read(1, failed);
+  violates('O7', () => rig.read(1, write));
+  // Sector 0 comes before sector 1, which was seen.
+  violates('O7', () => rig.read(0, write));
+});
+
+test('a power cut may take what was not flushed, and nothing comes back afterwards', () => {
+  const rig = new Rig();
+  const first = rig.write(0, 4);
+  rig.commit({ write: first, lba: 0, count: 4 });
+  const lost = rig.write(0, 4);
+  rig.checker.cardRestarted();
+  rig.read(0, first);
+  violates('O7', () => rig.read(0, lost));
+  violates('O2', () => rig.commit({ write: lost, lba: 0, count: 4 }));
+});

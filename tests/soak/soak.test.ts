@@ -1,0 +1,138 @@
+// The bounded soak of `npm test`, and what makes a soak worth anything: it repeats itself exactly, it lets nothing of the real
+// world in, and it finds bugs that are there.
+
+import assert from 'node:assert/strict';
+import crypto from 'node:crypto';
+import os from 'node:os';
+import { test } from 'node:test';
+import { loadFirmware } from '../../host/card/firmware.js';
+import { guarded } from '../../host/soak/guard.js';
+import { compileMutant, listMutants } from '../../host/soak/mutants.js';
+import { runSeeds } from '../../host/soak/pool.js';
+import { run } from '../../host/soak/run.js';
+import { drawScenario, OPERATIONS } from '../../host/soak/scenario.js';
+import { applyKeep, formatKeep, shrink } from '../../host/soak/shrink.js';
+import type { RunSummary } from '../../host/soak/summary.js';
+
+const SEEDS = 300;
+
+test(`${SEEDS} seeds keep every promise`, async () => {
+  const failed: string[] = [];
+  const kinds = new Set<string>();
+  let generations = 0;
+  await runSeeds({
+    firmware: loadFirmware(),
+    first: 1,
+    count: SEEDS,
+    length: OPERATIONS,
+    jobs: Math.min(4, os.availableParallelism()),
+    onResult: (summary: RunSummary) => {
+      generations += summary.generations;
+      for (const [kind] of summary.faults) kinds.add(kind);
+      if (summary.violation !== null) {
+        failed.push(
+          `npx ribbon soak --seed ${summary.seed} --trace  # ${summary.violation.oracle}: ${summary.violation.message}`,
+        );
+      }
+      return failed.length < 5;
+    },
+  });
+  assert.deepEqual(failed, []);
+  // A soak in which nothing happens proves nothing.
+  assert.equal(kinds.size, 10, `faults that happened: ${[...kinds].join(', ')}`);
+  assert.ok(generations > SEEDS * 20, `${generations} generations`);
+});
+
+test('a seed is one run: the same again, event by event', async () => {
+  const firmware = loadFirmware();
+  for (const seed of [2, 9, 21, 42]) {
+    const lines: string[][] = [[], []];
+    const results = [];
+    for (const trace of lines)
+      results.push(await run(drawScenario(seed), { firmware, trace: (line) => trace.push(line) }));
+    assert.deepEqual(lines[0], lines[1]);
+    assert.equal(results[0].digest, results[1].digest);
+    assert.ok(lines[0].length > 100);
+  }
+  const digests = new Set<number>();
+  for (let seed = 1; seed <= 5; seed++) digests.add((await run(drawScenario(seed), { firmware })).digest);
+  assert.equal(digests.size, 5);
+});
+
+test('the guard keeps real clocks and real chance out', async () => {
+  const uses: (() => unknown)[] = [
+    () => Date.now(),
+    () => new Date(),
+    () => Math.random(),
+    () => performance.now(),
+    () => crypto.randomBytes(1),
+    () => setTimeout(() => {}, 1),
+    () => setInterval(() => {}, 1),
+  ];
+  for (const use of uses)
+    await assert.rejects(
+      guarded({}, async () => use()),
+      /not for simulated runs/,
+    );
+  assert.equal(await guarded({ randomBytes: () => 'the world' }, async () => crypto.randomBytes(1)), 'the world');
+  assert.ok(Date.now() > 0 && crypto.randomBytes(1).length === 1);
+});
+
+test('mutants that the whole list stands for are found', async (context) => {
+  const mutants = listMutants();
+  assert.ok(mutants.length >= 20, `${mutants.length} mutants`);
+  assert.equal(new Set(mutants.map(({ number }) => number)).size, mutants.length);
+  // One each for acknowledgement, order, lag and cache; `ribbon soak --mutants` tries them all.
+  for (const name of ['forget-flush', 'tear-commands', 'lag-too-small', 'stale-fill']) {
+    await context.test(name, async () => {
+      const mutant = mutants.find((it) => it.name === name);
+      assert.ok(mutant);
+      const firmware = await compileMutant(mutant.number);
+      let found = false;
+      for (let seed = 1; seed <= 60 && !found; seed++) {
+        found = (await run(drawScenario(seed), { firmware })).violation !== null;
+      }
+      assert.ok(found, mutant.bug);
+    });
+  }
+});
+
+test('a build without a mutant is the firmware', async () => {
+  const firmware = await compileMutant(0);
+  for (const seed of [2, 9]) {
+    const [ours, built] = [
+      await run(drawScenario(seed), { firmware }),
+      await run(drawScenario(seed), { firmware: loadFirmware() }),
+    ];
+    assert.equal(ours.violation, null);
+    assert.equal(ours.digest, built.digest);
+  }
+});
+
+test('a failing run is shrunk to one that fails the same way and is named in one line', async () => {
+  const firmware = await compileMutant(listMutants().find(({ name }) => name === 'forget-flush')!.number);
+  let seed = 1;
+  let failed = await run(drawScenario(seed), { firmware });
+  while (failed.violation === null) failed = await run(drawScenario(++seed), { firmware });
+  const shrunk = await shrink(failed, { firmware });
+  assert.equal(shrunk.result.violation?.oracle, failed.violation.oracle);
+  assert.ok(shrunk.scenario.operations.length < 20, `${shrunk.scenario.operations.length} operations`);
+  const again = applyKeep(drawScenario(seed), formatKeep(shrunk.scenario));
+  assert.ok(again);
+  const replayed = await run(again, { firmware });
+  assert.equal(replayed.violation?.message, shrunk.result.violation?.message);
+});
+
+test('--keep lists', () => {
+  const scenario = drawScenario(1);
+  assert.equal(applyKeep(scenario, '0-2,5')?.operations, undefined);
+  assert.equal(applyKeep(scenario, 'x/1'), null);
+  assert.equal(applyKeep(scenario, '1-/'), null);
+  const kept = applyKeep(scenario, '0-2,5/');
+  assert.deepEqual(
+    kept?.operations.map(({ number }) => number),
+    [0, 1, 2, 5],
+  );
+  assert.deepEqual(kept?.faults, []);
+  assert.equal(formatKeep(kept!), '0-2,5/');
+});
