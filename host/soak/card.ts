@@ -7,8 +7,8 @@
 import { LOG_LEVELS } from '../card/card.js';
 import { crc32c } from '../card/crc32c.js';
 import { type CardSettings, encodeSettings } from '../card/settings.js';
-import { type StoreDevice, storeImports } from '../card/store.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from '../card/statistics.js';
+import { type StoreDevice, storeImports } from '../card/store.js';
 import { FrontEnd } from '../front-end/front-end.js';
 import type { SimulatedNetwork } from './network.js';
 import { MS, type Timer, Violation, type World } from './world.js';
