@@ -84,7 +84,8 @@ export class NbdSession implements NegotiatingSession {
   // The request being worked on.
   private flags = 0;
   private command = 0;
-  private readonly cookie = Buffer.alloc(8);
+  private cookieHigh = 0;
+  private cookieLow = 0;
   private offset = 0;
   private length = 0;
   private progress = 0;
@@ -117,10 +118,11 @@ export class NbdSession implements NegotiatingSession {
 
   /** Sends the greeting. */
   open(): void {
-    const out = this.output.reserve(18);
-    out.buffer.writeBigUInt64BE(nbd.NBD_MAGIC, out.at);
-    out.buffer.writeBigUInt64BE(nbd.IHAVEOPT, out.at + 8);
-    out.buffer.writeUInt16BE(nbd.NBD_FLAG_FIXED_NEWSTYLE | nbd.NBD_FLAG_NO_ZEROES, out.at + 16);
+    const at = this.output.reserve(18);
+    const { buffer } = this.output;
+    buffer.writeBigUInt64BE(nbd.NBD_MAGIC, at);
+    buffer.writeBigUInt64BE(nbd.IHAVEOPT, at + 8);
+    buffer.writeUInt16BE(nbd.NBD_FLAG_FIXED_NEWSTYLE | nbd.NBD_FLAG_NO_ZEROES, at + 16);
     this.output.flush();
   }
 
@@ -385,7 +387,8 @@ export class NbdSession implements NegotiatingSession {
     }
     this.flags = input.readUInt16BE(at + 4);
     this.command = input.readUInt16BE(at + 6);
-    input.copy(this.cookie, 0, at + 8, at + 16);
+    this.cookieHigh = input.readUInt32BE(at + 8);
+    this.cookieLow = input.readUInt32BE(at + 12);
     this.offset = input.readUInt32BE(at + 16) * 0x1_0000_0000 + input.readUInt32BE(at + 20);
     this.length = input.readUInt32BE(at + 24);
     this.start = at + 28;
@@ -403,7 +406,7 @@ export class NbdSession implements NegotiatingSession {
         return false;
     }
     if (this.failure !== null) {
-      this.replyError(this.cookie, this.failure);
+      this.replyError(this.cookieHigh, this.cookieLow, this.failure);
       return true;
     }
     switch (this.command) {
@@ -418,7 +421,7 @@ export class NbdSession implements NegotiatingSession {
         this.startZero();
         return true;
       case nbd.NBD_CMD_CACHE:
-        this.replySuccess(this.cookie);
+        this.replySuccess(this.cookieHigh, this.cookieLow);
         return true;
       case nbd.NBD_CMD_BLOCK_STATUS:
         this.replyStatus();
@@ -453,6 +456,18 @@ export class NbdSession implements NegotiatingSession {
       return new ExportError('EINVAL', 'no meta context was selected');
     }
     return null;
+  }
+
+  private flushing = false;
+
+  /** Sends the output when everything else that is settled at this moment has been answered too. */
+  private flushSoon(): void {
+    if (this.flushing || this.running) return;
+    this.flushing = true;
+    queueMicrotask(() => {
+      this.flushing = false;
+      this.output.flush();
+    });
   }
 
   // A write's payload. Pieces that lie whole in the input buffer go straight to the export; others are collected in the stage.
@@ -493,7 +508,7 @@ export class NbdSession implements NegotiatingSession {
     this.progress += count;
     if (this.progress < this.length) return false;
     this.state = State.REQUEST;
-    this.replyError(this.cookie, this.failure!);
+    this.replyError(this.cookieHigh, this.cookieLow, this.failure!);
     return true;
   }
 
@@ -521,49 +536,49 @@ export class NbdSession implements NegotiatingSession {
     if (this.progress < this.length) return;
     this.state = State.REQUEST;
     this.counters.bytesWritten += this.length;
-    if (this.failure !== null) this.replyError(this.cookie, this.failure);
+    if (this.failure !== null) this.replyError(this.cookieHigh, this.cookieLow, this.failure);
     else if ((this.flags & nbd.NBD_CMD_FLAG_FUA) !== 0) this.startCommit();
-    else this.replySuccess(this.cookie);
+    else this.replySuccess(this.cookieHigh, this.cookieLow);
   }
 
   private startZero(): void {
     const done = () => {
       if ((this.flags & nbd.NBD_CMD_FLAG_FUA) !== 0) this.startCommit();
-      else this.replySuccess(this.cookie);
+      else this.replySuccess(this.cookieHigh, this.cookieLow);
     };
     let result: Done;
     try {
       result = this.export!.zero(this.offset, this.length);
     } catch (error) {
-      this.replyError(this.cookie, asExportError(error));
+      this.replyError(this.cookieHigh, this.cookieLow, asExportError(error));
       return;
     }
     if (result === undefined) done();
     else
       this.wait(result, (error) => {
         if (error === undefined) done();
-        else this.replyError(this.cookie, asExportError(error));
+        else this.replyError(this.cookieHigh, this.cookieLow, asExportError(error));
       });
   }
 
   private startCommit(): void {
-    const cookie = Buffer.from(this.cookie);
+    const { cookieHigh, cookieLow } = this;
     let done: Done;
     try {
       done = this.export!.commit();
     } catch (error) {
-      this.replyError(cookie, asExportError(error));
+      this.replyError(cookieHigh, cookieLow, asExportError(error));
       return;
     }
     if (done === undefined) {
-      this.replySuccess(cookie);
+      this.replySuccess(cookieHigh, cookieLow);
       return;
     }
     const settled = (error: unknown) => {
       if (this.state === State.CLOSED) return;
-      if (error === undefined) this.replySuccess(cookie);
-      else this.replyError(cookie, asExportError(error));
-      if (!this.running) this.output.flush();
+      if (error === undefined) this.replySuccess(cookieHigh, cookieLow);
+      else this.replyError(cookieHigh, cookieLow, asExportError(error));
+      this.flushSoon();
     };
     done.then(
       () => settled(undefined),
@@ -578,11 +593,11 @@ export class NbdSession implements NegotiatingSession {
       const count = Math.min(this.length - this.progress, READ_CHUNK);
       const last = this.progress + count === this.length;
       const header = this.structured ? 28 : this.progress === 0 ? 16 : 0;
-      const out = this.output.reserve(header + count);
-      const at = out.at;
-      const data = out.buffer.subarray(at + header, at + header + count);
+      const at = this.output.reserve(header + count);
+      const { buffer } = this.output;
+      const data = buffer.subarray(at + header, at + header + count);
       const position = this.offset + this.progress;
-      this.writeReadHeader(out.buffer, at, position, count, last);
+      this.writeReadHeader(buffer, at, position, count, last);
       let done: Done;
       try {
         done = opened.read(position, data);
@@ -631,7 +646,7 @@ export class NbdSession implements NegotiatingSession {
       return;
     }
     this.state = State.REQUEST;
-    this.replyError(this.cookie, error);
+    this.replyError(this.cookieHigh, this.cookieLow, error);
   }
 
   private writeReadHeader(buffer: Buffer, at: number, position: number, count: number, last: boolean): void {
@@ -639,42 +654,49 @@ export class NbdSession implements NegotiatingSession {
       if (this.progress > 0) return;
       buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, at);
       buffer.writeUInt32BE(0, at + 4);
-      this.cookie.copy(buffer, at + 8);
+      buffer.writeUInt32BE(this.cookieHigh, at + 8);
+      buffer.writeUInt32BE(this.cookieLow, at + 12);
       return;
     }
     buffer.writeUInt32BE(nbd.NBD_STRUCTURED_REPLY_MAGIC, at);
     buffer.writeUInt16BE(last ? nbd.NBD_REPLY_FLAG_DONE : 0, at + 4);
     buffer.writeUInt16BE(nbd.NBD_REPLY_TYPE_OFFSET_DATA, at + 6);
-    this.cookie.copy(buffer, at + 8);
+    buffer.writeUInt32BE(this.cookieHigh, at + 8);
+    buffer.writeUInt32BE(this.cookieLow, at + 12);
     buffer.writeUInt32BE(8 + count, at + 16);
     buffer.writeUInt32BE(Math.floor(position / 0x1_0000_0000), at + 20);
     buffer.writeUInt32BE(position % 0x1_0000_0000, at + 24);
   }
 
-  private replySuccess(cookie: Buffer): void {
+  private replySuccess(cookieHigh: number, cookieLow: number): void {
     // A simple reply is allowed for every command but READ, and BLOCK_STATUS; it is 4 bytes shorter than a structured one.
-    const out = this.output.reserve(16);
-    out.buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, out.at);
-    out.buffer.writeUInt32BE(0, out.at + 4);
-    cookie.copy(out.buffer, out.at + 8);
+    const at = this.output.reserve(16);
+    const { buffer } = this.output;
+    buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, at);
+    buffer.writeUInt32BE(0, at + 4);
+    buffer.writeUInt32BE(cookieHigh, at + 8);
+    buffer.writeUInt32BE(cookieLow, at + 12);
   }
 
-  private replyError(cookie: Buffer, error: ExportError): void {
+  private replyError(cookieHigh: number, cookieLow: number, error: ExportError): void {
     this.counters.errors++;
     const errno = nbd.NBD_ERRNO[error.errno];
     if (!this.structured) {
-      const out = this.output.reserve(16);
-      out.buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, out.at);
-      out.buffer.writeUInt32BE(errno, out.at + 4);
-      cookie.copy(out.buffer, out.at + 8);
+      const at = this.output.reserve(16);
+      const { buffer } = this.output;
+      buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, at);
+      buffer.writeUInt32BE(errno, at + 4);
+      buffer.writeUInt32BE(cookieHigh, at + 8);
+      buffer.writeUInt32BE(cookieLow, at + 12);
       return;
     }
     const text = Buffer.from(error.message).subarray(0, 200);
-    const out = this.output.reserve(20 + 6 + text.length);
-    this.writeChunkHeader(out.buffer, out.at, cookie, nbd.NBD_REPLY_TYPE_ERROR, 6 + text.length, true);
-    out.buffer.writeUInt32BE(errno, out.at + 20);
-    out.buffer.writeUInt16BE(text.length, out.at + 24);
-    text.copy(out.buffer, out.at + 26);
+    const at = this.output.reserve(20 + 6 + text.length);
+    const { buffer } = this.output;
+    this.writeChunkHeader(buffer, at, cookieHigh, cookieLow, nbd.NBD_REPLY_TYPE_ERROR, 6 + text.length, true);
+    buffer.writeUInt32BE(errno, at + 20);
+    buffer.writeUInt16BE(text.length, at + 24);
+    text.copy(buffer, at + 26);
   }
 
   private replyStatus(): void {
@@ -685,21 +707,20 @@ export class NbdSession implements NegotiatingSession {
         found.push(this.export!.status(context.name, this.offset, this.length, limit));
       }
     } catch (error) {
-      this.replyError(this.cookie, asExportError(error));
+      this.replyError(this.cookieHigh, this.cookieLow, asExportError(error));
       return;
     }
     for (const [index, context] of this.contexts.entries()) {
       const extents = found[index];
       const length = 4 + 8 * extents.length;
-      const out = this.output.reserve(20 + length);
+      const at = this.output.reserve(20 + length);
+      const { buffer } = this.output;
       const last = index === this.contexts.length - 1;
-      this.writeChunkHeader(out.buffer, out.at, this.cookie, nbd.NBD_REPLY_TYPE_BLOCK_STATUS, length, last);
-      out.buffer.writeUInt32BE(context.id, out.at + 20);
-      let at = out.at + 24;
-      for (const extent of extents) {
-        out.buffer.writeUInt32BE(extent.length, at);
-        out.buffer.writeUInt32BE(extent.flags, at + 4);
-        at += 8;
+      this.writeChunkHeader(buffer, at, this.cookieHigh, this.cookieLow, nbd.NBD_REPLY_TYPE_BLOCK_STATUS, length, last);
+      buffer.writeUInt32BE(context.id, at + 20);
+      for (const [ordinal, extent] of extents.entries()) {
+        buffer.writeUInt32BE(extent.length, at + 24 + 8 * ordinal);
+        buffer.writeUInt32BE(extent.flags, at + 28 + 8 * ordinal);
       }
     }
   }
@@ -707,7 +728,8 @@ export class NbdSession implements NegotiatingSession {
   private writeChunkHeader(
     buffer: Buffer,
     at: number,
-    cookie: Buffer,
+    cookieHigh: number,
+    cookieLow: number,
     type: number,
     length: number,
     last: boolean,
@@ -715,7 +737,8 @@ export class NbdSession implements NegotiatingSession {
     buffer.writeUInt32BE(nbd.NBD_STRUCTURED_REPLY_MAGIC, at);
     buffer.writeUInt16BE(last ? nbd.NBD_REPLY_FLAG_DONE : 0, at + 4);
     buffer.writeUInt16BE(type, at + 6);
-    cookie.copy(buffer, at + 8);
+    buffer.writeUInt32BE(cookieHigh, at + 8);
+    buffer.writeUInt32BE(cookieLow, at + 12);
     buffer.writeUInt32BE(length, at + 16);
   }
 
