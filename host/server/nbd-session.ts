@@ -7,6 +7,7 @@
 // that the client has not taken, which stops the session at once.
 
 import {
+  type CardPlace,
   type Client,
   type Done,
   ExportError,
@@ -16,6 +17,7 @@ import {
   type OpenExport,
 } from './export.js';
 import * as nbd from './nbd-protocol.js';
+import * as ribbon from './ribbon-protocol.js';
 
 const INPUT_SIZE = 256 * 1024;
 /** A payload is handed to the export in pieces of this size at most, cut at multiples of it. */
@@ -61,6 +63,9 @@ enum State {
   OPTION_SKIP,
   REQUEST,
   PAYLOAD,
+  /** A payload of the card's own commands: its head, then the rest. */
+  CARD_HEAD,
+  CARD_PAYLOAD,
   READING,
   CLOSED,
 }
@@ -97,6 +102,11 @@ export class NbdSession {
   private export: OpenExport | null = null;
   private contexts: MetaContext[] = [];
   private contextsFor = '';
+  /** Opened by NBD_OPT_RIBBON, for the NBD_OPT_GO that follows. */
+  private placed: { name: string; export: OpenExport } | null = null;
+  /** What the client is as a card, null when it is none: FLAG_… that were agreed. */
+  private card: number | null = null;
+  private lastRecord = 0;
 
   // The request being worked on.
   private flags = 0;
@@ -106,6 +116,7 @@ export class NbdSession {
   private length = 0;
   private progress = 0;
   private failure: ExportError | null = null;
+  private writeHead: ribbon.WriteHead | null = null;
 
   private stage: Buffer | null = null;
   private stageFill = 0;
@@ -257,8 +268,12 @@ export class NbdSession {
         return this.stepRequest();
       case State.PAYLOAD:
         return this.stepPayload();
+      case State.CARD_HEAD:
+        return this.stepCardHead();
+      case State.CARD_PAYLOAD:
+        return this.stepCardPayload();
       case State.READING:
-        return this.stepReading();
+        return this.card === null ? this.stepReading() : this.stepCardRead();
       case State.CLOSED:
         this.start = this.end;
         return false;
@@ -303,7 +318,7 @@ export class NbdSession {
     this.state = State.CLOSED;
     this.clean = clean;
     this.stage = null;
-    const opened = this.export;
+    const opened = this.export ?? this.placed?.export;
     const done = opened?.close(clean);
     const end = () => {
       this.sendOutput();
@@ -403,6 +418,9 @@ export class NbdSession {
       case nbd.NBD_OPT_SET_META_CONTEXT:
         this.optionMetaContext(data, this.option === nbd.NBD_OPT_SET_META_CONTEXT);
         return true;
+      case ribbon.NBD_OPT_RIBBON:
+        this.optionRibbon(data);
+        return true;
       default:
         this.optionReply(nbd.NBD_REP_ERR_UNSUP);
         return true;
@@ -452,20 +470,69 @@ export class NbdSession {
     this.optionReply(nbd.NBD_REP_ACK);
   }
 
+  /** A card says what it knows; the answer says where it belongs, and what it opens is kept for NBD_OPT_GO. */
+  private optionRibbon(data: Buffer): void {
+    if (this.exports.placeCard === undefined) {
+      this.optionReply(nbd.NBD_REP_ERR_UNSUP);
+      return;
+    }
+    const request = ribbon.parseHello(data);
+    const name = request === null ? null : parseName(request.name);
+    if (request === null || name === null || !this.structured || this.placed !== null) {
+      this.optionReply(nbd.NBD_REP_ERR_INVALID, 'malformed NBD_OPT_RIBBON, or out of order');
+      return;
+    }
+    const features = request.features & (this.exports.mayAsk === false ? ~ribbon.FLAG_ASK : -1);
+    let place: CardPlace | null = null;
+    const placing = this.exports.placeCard(name, this.transport.client, request.hello).then((it) => {
+      place = it;
+      if (this.state === State.CLOSED) return it.export?.close(false);
+      return undefined;
+    });
+    this.wait(placing, (error) => {
+      if (error !== undefined) {
+        this.refusedExport(name, error, (refused) =>
+          this.optionReply(
+            refused.reason === 'policy' ? nbd.NBD_REP_ERR_POLICY : nbd.NBD_REP_ERR_UNKNOWN,
+            refused.message,
+          ),
+        );
+        return;
+      }
+      const { export: opened, base, generation } = place!;
+      if (opened !== null) {
+        this.placed = { name, export: opened };
+        this.card = features;
+        this.lastRecord = Math.max(place!.committed, request.hello.committed);
+        const found = base === generation ? [] : opened.metaContexts(`x-ribbon:changed-since=${base}`);
+        this.contexts = found.map((context) => ({ id: 1, name: context }));
+        this.contextsFor = name;
+      }
+      this.optionReply(ribbon.NBD_REP_RIBBON, ribbon.encodePlace(place!, name, features));
+      this.optionReply(nbd.NBD_REP_ACK);
+    });
+  }
+
+  private refusedExport(name: string, error: unknown, refused: (error: ExportRefused) => void): void {
+    if (!(error instanceof ExportRefused)) throw error;
+    this.transport.log('warn', `refused export "${printable(name)}": ${error.message}`);
+    refused(error);
+  }
+
   /** Opens an export and goes on, at once or later; refusals are answered by `refused`. */
   private openExport(
     name: string,
     opened: (opened: OpenExport) => void,
     refused: (error: ExportRefused) => void,
   ): void {
-    const failed = (error: unknown) => {
-      if (!(error instanceof ExportRefused)) throw error;
-      this.transport.log('warn', `refused export "${printable(name)}": ${error.message}`);
-      refused(error);
-    };
+    const failed = (error: unknown) => this.refusedExport(name, error, refused);
     let result: OpenExport | Promise<OpenExport>;
     try {
-      result = this.exports.open(name, this.transport.client);
+      const { placed } = this;
+      if (placed !== null && placed.name !== name) {
+        throw new ExportRefused('policy', `the card has said that it wants "${printable(placed.name)}"`);
+      }
+      result = placed?.export ?? this.exports.open(name, this.transport.client);
     } catch (error) {
       failed(error);
       return;
@@ -547,6 +614,7 @@ export class NbdSession {
   }
 
   private closeUnused(opened: OpenExport): void {
+    if (opened === this.placed?.export) return;
     const done = opened.close(true);
     if (done !== undefined) this.wait(done, () => {});
   }
@@ -603,7 +671,9 @@ export class NbdSession {
     this.exportName = name;
     // [NBD]: contexts selected for another export name do not count.
     if (this.contextsFor !== name) this.contexts = [];
+    this.placed = null;
     this.state = State.REQUEST;
+    if (typeof opened.lostReason === 'string') this.abort(opened.lostReason);
   }
 
   // --- transmission
@@ -633,6 +703,12 @@ export class NbdSession {
       case nbd.NBD_CMD_DISC:
         this.finish(true);
         return false;
+      case ribbon.NBD_CMD_WRITE_PIECES:
+      case ribbon.NBD_CMD_ASK:
+        if (this.card === null) break;
+        if (this.length > ribbon.RANGE_MAX) return this.violation(`a card's write of ${this.length} bytes`);
+        this.state = this.command === ribbon.NBD_CMD_ASK ? State.CARD_PAYLOAD : State.CARD_HEAD;
+        return true;
     }
     if (this.failure !== null) {
       this.replyError(this.cookie, this.failure);
@@ -661,16 +737,23 @@ export class NbdSession {
 
   /** What is wrong with the request, if anything. */
   private checkRequest(): ExportError | null {
-    const known = COMMAND_FLAGS[this.command];
+    const isCards = this.command === ribbon.NBD_CMD_WRITE_PIECES || this.command === ribbon.NBD_CMD_ASK;
+    const known = isCards && this.card !== null ? 0 : COMMAND_FLAGS[this.command];
     if (known === undefined) return new ExportError('EINVAL', `unknown command ${this.command}`);
     if (this.command === nbd.NBD_CMD_DISC) return null;
     if ((this.flags & ~known) !== 0) return new ExportError('EINVAL', `unknown flags ${hex(this.flags)}`);
     if ((this.flags & nbd.NBD_CMD_FLAG_DF) !== 0 && !this.structured) {
       return new ExportError('EINVAL', 'DF without structured replies');
     }
-    if (this.command === nbd.NBD_CMD_FLUSH) return null;
+    if (this.card !== null && (this.flags & nbd.NBD_CMD_FLAG_FUA) !== 0)
+      return new ExportError('EINVAL', 'FUA of a card: a commit needs its record number');
+    if (this.command === nbd.NBD_CMD_FLUSH) {
+      if (this.card === null || this.offset > this.lastRecord) return null;
+      return new ExportError('EINVAL', `record ${this.offset} after ${this.lastRecord}`);
+    }
     const opened = this.export!;
     const writes =
+      isCards ||
       this.command === nbd.NBD_CMD_WRITE ||
       this.command === nbd.NBD_CMD_TRIM ||
       this.command === nbd.NBD_CMD_WRITE_ZEROES;
@@ -681,6 +764,14 @@ export class NbdSession {
     }
     const moves = this.command === nbd.NBD_CMD_READ || this.command === nbd.NBD_CMD_WRITE;
     if (moves && this.length > NBD_REQUEST_MAX) return new ExportError('EOVERFLOW', 'more than 32 MiB');
+    if (this.card !== null && this.command === nbd.NBD_CMD_READ && this.length > ribbon.RANGE_MAX)
+      return new ExportError('EINVAL', 'a card reads at most 128 KiB');
+    if (this.command === ribbon.NBD_CMD_ASK) {
+      if ((this.card! & ribbon.FLAG_ASK) === 0 || opened.writeKnown === undefined)
+        return new ExportError('EINVAL', 'ASK was not agreed');
+      if (this.offset % ribbon.PIECE !== 0 || this.length % ribbon.PIECE !== 0)
+        return new ExportError('EINVAL', 'ASK about parts of blocks');
+    }
     if (this.command === nbd.NBD_CMD_BLOCK_STATUS && this.contexts.length === 0) {
       return new ExportError('EINVAL', 'no meta context was selected');
     }
@@ -778,7 +869,146 @@ export class NbdSession {
       });
   }
 
+  // --- a card's own commands
+
+  /** The next `length` bytes of input in one piece, null when they have not all come; at most half of the input buffer. */
+  private gather(length: number): Buffer | null {
+    if (this.start + length > INPUT_SIZE) {
+      this.input.copy(this.input, 0, this.start, this.end);
+      this.end -= this.start;
+      this.start = 0;
+    }
+    if (this.end - this.start < length) return null;
+    const bytes = this.input.subarray(this.start, this.start + length);
+    this.start += length;
+    return bytes;
+  }
+
+  private stepCardHead(): boolean {
+    const head = this.gather(ribbon.WRITE_HEAD);
+    if (head === null) return false;
+    this.writeHead = ribbon.parseWriteHead(head, this.offset, this.length);
+    if (this.writeHead === null) return this.violation('a malformed WRITE_PIECES');
+    this.state = State.CARD_PAYLOAD;
+    return true;
+  }
+
+  private stepCardPayload(): boolean {
+    const asks = this.command === ribbon.NBD_CMD_ASK;
+    const blocks = Math.ceil(this.length / ribbon.PIECE);
+    const payload = this.gather(asks ? blocks * ribbon.HASH : this.writeHead!.rest);
+    if (payload === null) return false;
+    this.state = State.REQUEST;
+    if (this.failure !== null) {
+      this.replyError(this.cookie, this.failure);
+      return true;
+    }
+    const cookie = Buffer.from(this.cookie);
+    const work = asks ? this.ask(Buffer.from(payload), blocks, cookie) : this.writePieces(payload, cookie);
+    if (work === undefined) return true;
+    this.wait(work, (error) => {
+      if (error !== undefined) this.replyError(cookie, asExportError(error));
+    });
+    return false;
+  }
+
+  private writePieces(rest: Buffer, cookie: Buffer): Done {
+    const pieces = ribbon.decodePieces(this.writeHead!, rest, this.offset, this.length);
+    if (pieces === null) {
+      this.replyError(cookie, new ExportError('EIO', 'damaged on its way: send it again'));
+      return undefined;
+    }
+    const waits: Promise<void>[] = [];
+    try {
+      for (let first = 0; first < pieces.length; ) {
+        // Pieces that follow each other are one write.
+        let last = first;
+        while (last + 1 < pieces.length && pieces[last + 1].at === pieces[last].at + pieces[last].bytes.length) last++;
+        const run = pieces.slice(first, last + 1).map((it) => it.bytes);
+        const done = this.export!.write(this.offset + pieces[first].at, run.length === 1 ? run[0] : Buffer.concat(run));
+        if (done !== undefined) waits.push(done);
+        first = last + 1;
+      }
+    } catch (error) {
+      this.replyError(cookie, asExportError(error));
+      return undefined;
+    }
+    this.counters.bytesWritten += this.length;
+    if (waits.length === 0) {
+      this.replySuccess(cookie);
+      return undefined;
+    }
+    return Promise.all(waits).then(() => this.replySuccess(cookie));
+  }
+
+  private async ask(hashes: Buffer, blocks: number, cookie: Buffer): Promise<void> {
+    const offset = this.offset;
+    let mask = 0;
+    for (let i = 0; i < blocks; i++) {
+      const hash = hashes.subarray(i * ribbon.HASH, (i + 1) * ribbon.HASH);
+      if (await this.export!.writeKnown!(offset + i * ribbon.PIECE, hash)) mask |= 1 << i;
+    }
+    const out = this.reserve(24);
+    this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_KNOWN, 4, true);
+    out.buffer.writeUInt32BE(mask >>> 0, out.at + 20);
+  }
+
+  private stepCardRead(): boolean {
+    const cookie = Buffer.from(this.cookie);
+    const { offset, length } = this;
+    const data = Buffer.allocUnsafe(length);
+    this.state = State.REQUEST;
+    const reply = () => {
+      this.counters.bytesRead += length;
+      const payload = ribbon.encodeRead(offset, data, (this.card! & ribbon.FLAG_DEFLATE) !== 0);
+      const out = this.reserve(20 + payload.length);
+      this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_PIECES, payload.length, true);
+      payload.copy(out.buffer, out.at + 20);
+    };
+    let done: Done;
+    try {
+      done = this.export!.read(offset, data);
+    } catch (error) {
+      this.replyError(cookie, asExportError(error));
+      return true;
+    }
+    if (done === undefined) {
+      reply();
+      return true;
+    }
+    this.wait(done, (error) => {
+      if (error === undefined) reply();
+      else this.replyError(cookie, asExportError(error));
+    });
+    return false;
+  }
+
+  private startCardCommit(): void {
+    const cookie = Buffer.from(this.cookie);
+    this.lastRecord = this.offset;
+    this.export!.commitCard!(this.offset)
+      .then(
+        ({ generation, id }) => {
+          if (this.state === State.CLOSED) return;
+          const out = this.reserve(36);
+          this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_COMMITTED, 16, true);
+          out.buffer.writeBigUInt64BE(BigInt(generation), out.at + 20);
+          out.buffer.write(id, out.at + 28, 'hex');
+        },
+        (error: unknown) => {
+          if (this.state !== State.CLOSED) this.replyError(cookie, asExportError(error));
+        },
+      )
+      .then(() => {
+        if (this.state !== State.CLOSED && !this.running) this.sendOutput();
+      });
+  }
+
   private startCommit(): void {
+    if (this.card !== null) {
+      this.startCardCommit();
+      return;
+    }
     const cookie = Buffer.from(this.cookie);
     let done: Done;
     try {
@@ -915,7 +1145,8 @@ export class NbdSession {
   }
 
   private replyStatus(): void {
-    const limit = (this.flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : EXTENTS_MAX;
+    const most = this.card === null ? EXTENTS_MAX : ribbon.EXTENTS_MAX;
+    const limit = (this.flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : most;
     const found: Extent[][] = [];
     try {
       for (const context of this.contexts) {

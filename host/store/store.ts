@@ -9,14 +9,23 @@ import { EventEmitter } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
 import { Failure } from '../failure.js';
-import { type Client, ExportError, type ExportListing, ExportRefused, type Exports } from '../server/export.js';
+import {
+  type CardHello,
+  type CardPlace,
+  type Client,
+  ExportError,
+  type ExportListing,
+  ExportRefused,
+  type Exports,
+} from '../server/export.js';
 import type { BlockSource } from './block-source.js';
+import { CARDS_MAX, type CardCommit, type CardState, generationId, judgeCard } from './cards.js';
 import { type Codec, zstdCodec } from './codec.js';
 import { type BlobStatistics, BlobWriter, type BlockChanges, type Pause, storeBlocks, TreeUpdate } from './digest.js';
 import { DiskFiles, type Files } from './files.js';
 import { emptyBatch, type Index, type IndexBatch, LmdbIndex } from './index.js';
 import { type CommitRecord, Journal, JournalError, SLOT_SIZE } from './journal.js';
-import { type GenerationRecord, Line, type LineRecord, mergePending, type Pending } from './line.js';
+import { type GenerationRecord, idOf, Line, type LineRecord, mergePending, type Pending } from './line.js';
 import { LineExport } from './line-export.js';
 import { lockFolder } from './lock.js';
 import { checkLineName, checkTag, imageOf, isLineName, parseExportName } from './names.js';
@@ -60,6 +69,8 @@ export interface StoreOptions {
 interface StoreEvents {
   /** A new generation is durable. */
   commit: [line: string, generation: number, who: string];
+  /** A card and the line have both changed: the card's branch and its base; or the line that refuses the card. */
+  conflict: [line: string, generation: number, card: string];
 }
 
 export interface LineInfo {
@@ -98,7 +109,12 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   readonly nodes: Nodes;
   readonly index: Index;
   readonly files: Files;
-  readonly statistics = { commits: 0, digests: 0, blobs: { blocks: 0, newBlobs: 0, newBytes: 0 } as BlobStatistics };
+  readonly statistics = {
+    commits: 0,
+    digests: 0,
+    conflicts: 0,
+    blobs: { blocks: 0, newBlobs: 0, newBytes: 0 } as BlobStatistics,
+  };
   readonly log: StoreLog;
   /** Told of every blob that is used again: a garbage collection that is running must not take it. */
   onReuse: (hash: Buffer) => void = () => {};
@@ -125,7 +141,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     this.packs = new Packs(parts.files, parts.storeId, options.codec ?? zstdCodec, options.packSizeMax);
     this.nodes = new Nodes(parts.index, this.packs);
     this.unlock = parts.unlock;
+    this.storeId = parts.storeId;
   }
+
+  private readonly storeId: Buffer;
 
   private readonly unlock: () => void;
 
@@ -315,6 +334,191 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     return this.digest(line).then(() => pinned(this.findGeneration(line, at)));
   }
 
+  // --- cards
+
+  /** Where a card that connects belongs; opens it there. What was committed for the card is digested first, so that it is known. */
+  async placeCard(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
+    const image = this.lines.get(name);
+    if (image === undefined || !this.allows(client, name, 'read'))
+      throw new ExportRefused('unknown', 'there is no such export, or you may not read it');
+    if (!this.allows(client, name, 'write')) throw new ExportRefused('policy', 'a card must be allowed to write');
+    if (this.closing || image.moving) throw new ExportRefused('policy', 'the server is busy, try again');
+    if (image.record.cards?.[hello.card]?.leaving === true && !hello.dirty) {
+      await this.changeLine(image, (it) => {
+        const { branch: _branch, leaving: _leaving, ...rest } = it.cards![hello.card];
+        it.cards![hello.card] = { ...rest, reset: true };
+      });
+    }
+    const branch = image.record.cards?.[hello.card]?.branch;
+    const line = (branch === undefined ? undefined : this.lines.get(`${imageOf(name)}/${branch}`)) ?? image;
+    // An earlier connection of the card may be half open: nothing that is still on its way there may count after this.
+    for (const other of [...line.exports]) {
+      if (other.card?.card === hello.card && other.identity === client.identity)
+        other.fence(`card ${hello.card} has connected again`);
+    }
+    const { view, generation } = await this.newestView(line);
+    try {
+      const state = line.record.cards?.[hello.card] ?? null;
+      const judged = judgeCard(hello, state, generation, (at) => {
+        const record = this.findGeneration(line, at);
+        return record === null ? null : idOf(record);
+      });
+      if (judged.verdict === 'older' || judged.verdict === 'copied')
+        return await this.refuseCard(line, hello, state, judged.verdict);
+      if (judged.verdict === 'ok' && hello.conflict && judged.base < generation)
+        return await this.branchCard(name, line, judged.base, client, hello);
+      if (judged.verdict === 'reset' && hello.dirty && state?.reset === true && line === image)
+        return await this.branchCard(name, line, generation, client, hello);
+      await this.rememberCard(line, hello, generation);
+      const opened = new LineExport(this, line, this.copyView(view), generation, false, client);
+      opened.card = { card: hello.card, session: hello.session };
+      const id = idOf(this.generationRecord(line.record.id, generation)!);
+      // Something may have happened while the card was noted down.
+      if (line.head !== generation) opened.fence(`${line.name} has changed meanwhile`);
+      return {
+        verdict: judged.verdict,
+        line: line.name,
+        base: judged.base,
+        generation,
+        id,
+        committed: judged.verdict === 'reset' ? hello.committed : (state?.upTo ?? 0),
+        export: opened,
+      };
+    } finally {
+      view.close();
+    }
+  }
+
+  /** Both sides have changed the same blocks: the card goes on where it was, on a branch. */
+  private async branchCard(
+    name: string,
+    line: Line,
+    base: number,
+    client: Client,
+    hello: CardHello,
+  ): Promise<CardPlace> {
+    const image = imageOf(name);
+    const stem = `card-${hello.card.slice(0, 8)}-${base}`;
+    let branch = stem;
+    for (let number = 2; this.lines.has(`${image}/${branch}`); number++) branch = `${stem}.${number}`;
+    const state = line.record.cards?.[hello.card];
+    const record = this.findGeneration(line, base)!;
+    const own: CardState = {
+      upTo: state?.upTo ?? 0,
+      generation: base,
+      id: idOf(record),
+      session: state?.session ?? 0,
+      known: base,
+      seenMs: this.nowMs(),
+      ...(state?.reset === true ? { reset: true } : {}),
+    };
+    this.log(
+      'error',
+      `conflict: ${line.name} has changed since generation ${base} where card ${hello.card} has changed it too; the card goes on ` +
+        `on the branch ${image}/${branch}. \`ribbon image resolve ${image} ${hello.card} --take branch\` or \`--take image\` ends that.`,
+    );
+    await this.clone(line.name, base, `${image}/${branch}`, `card ${hello.card}`, { [hello.card]: own });
+    await this.changeLine(this.line(name), (it) => {
+      it.cards![hello.card] = { ...own, ...it.cards![hello.card], branch };
+      delete it.cards![hello.card].reset;
+    });
+    this.statistics.conflicts++;
+    this.emit('conflict', `${image}/${branch}`, base, hello.card);
+    return this.placeCard(name, client, { ...hello, conflict: false });
+  }
+
+  private async refuseCard(
+    line: Line,
+    hello: CardHello,
+    state: CardState | null,
+    verdict: 'older' | 'copied',
+  ): Promise<CardPlace> {
+    if (state?.refused?.verdict !== verdict) {
+      this.log(
+        'error',
+        verdict === 'older'
+          ? `conflict: card ${hello.card} knows generation ${hello.generation} and committed record ${hello.committed} of ${line.name}, this ` +
+              `server has generation ${line.head} and record ${state?.upTo ?? 0} of that card: restored from a backup, or another image of that name`
+          : `the local store of card ${hello.card} is a copy: another one has committed record ${state!.upTo} of ${line.name}`,
+      );
+      await this.changeLine(line, (it) => {
+        const before = state ?? { upTo: 0, generation: 0, id: '', session: 0, known: 0, seenMs: 0 };
+        it.cards![hello.card] = { ...before, seenMs: this.nowMs(), refused: { verdict, sinceMs: this.nowMs() } };
+      });
+      this.emit('conflict', line.name, hello.generation, hello.card);
+    }
+    const committed = state?.upTo ?? 0;
+    return { verdict, line: line.name, base: 0, generation: line.head, id: line.headId, committed, export: null };
+  }
+
+  /** Ends a conflict: the card's branch, or the image as it is, becomes what the card works on. */
+  async resolveCard(name: string, card: string, take: 'branch' | 'image', who: string): Promise<number> {
+    const image = this.line(name);
+    const state = image.record.cards?.[card];
+    if (state === undefined)
+      throw new Failure(`${name} knows no card ${card}; \`ribbon image cards ${name}\` lists them`);
+    if (take === 'image') {
+      await this.changeLine(image, (it) => {
+        const { refused: _refused, ...rest } = it.cards![card];
+        it.cards![card] = state.branch === undefined ? { ...rest, reset: true } : { ...rest, leaving: true };
+      });
+      for (const line of this.lines.values()) fenceCard(line, card, `card ${card} is to take ${name}`);
+      return image.head;
+    }
+    if (state.branch === undefined) throw new Failure(`card ${card} is not on a branch of ${name}`);
+    const branch = this.line(`${name}/${state.branch}`);
+    image.moving = true;
+    try {
+      fenceCard(branch, card, `${branch.name} becomes ${name}`);
+      await this.digest(branch);
+      const own = branch.record.cards?.[card] ?? state;
+      const why = `branch ${branch.name} of card ${card}`;
+      const known = this.findGeneration(branch, own.generation) ?? (await this.needGeneration(branch.name, null));
+      let generation = await this.newGeneration(image, Buffer.from(known.root, 'hex'), known.size, why, who);
+      const id = image.digestedId;
+      await this.changeLine(image, (it) => {
+        const { seenMs } = state;
+        const alias = { generation: own.generation, id: own.id };
+        it.cards![card] = { upTo: own.upTo, generation, id, session: own.session, known: generation, seenMs, alias };
+      });
+      if (branch.head !== known.generation) {
+        // Somebody else has written to the branch too: the card will see that as a change.
+        const newest = await this.needGeneration(branch.name, null);
+        generation = await this.newGeneration(image, Buffer.from(newest.root, 'hex'), newest.size, why, who);
+      }
+      return generation;
+    } finally {
+      image.moving = false;
+    }
+  }
+
+  /** Keeps for the card what it will be told: the retention must not take it away. */
+  private async rememberCard(line: Line, hello: CardHello, generation: number): Promise<void> {
+    const state = line.record.cards?.[hello.card];
+    if (state !== undefined && state.known === generation && state.refused === undefined && state.reset !== true)
+      return;
+    await this.changeLine(line, (it) => {
+      const cards = it.cards!;
+      const {
+        refused: _refused,
+        reset,
+        ...before
+      } = cards[hello.card] ?? {
+        upTo: 0,
+        generation: 0,
+        id: '',
+        session: 0,
+        known: 0,
+        seenMs: 0,
+      };
+      cards[hello.card] = { ...before, known: generation, seenMs: this.nowMs() };
+      // What it had committed elsewhere, or before a backup was made, counts as committed from here on.
+      if (reset === true) cards[hello.card].upTo = hello.committed;
+      const oldest = Object.keys(cards).sort((a, b) => cards[a].seenMs - cards[b].seenMs);
+      for (const card of oldest.slice(0, Math.max(0, oldest.length - CARDS_MAX))) delete cards[card];
+    });
+  }
+
   private allows(client: Client, line: string, right: Right): boolean {
     return this.options.access?.allows(client, imageOf(line), right) ?? true;
   }
@@ -387,9 +591,17 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   }
 
   /** Makes the epoch the line's next generation. The layers change at once; the promise resolves when it is durable. */
-  commitEpoch(line: Line, changes: Overlay, base: TreeView | null, baseBlocks: number, who: string): Promise<void> {
+  commitEpoch(
+    line: Line,
+    changes: Overlay,
+    base: TreeView | null,
+    baseBlocks: number,
+    who: string,
+    card: CardCommit | null = null,
+  ): Promise<void> {
     const generation = line.head + 1;
     const timeMs = Math.max(this.nowMs(), line.lastTimeMs);
+    const id = generationId(line.headId, line.record.id, generation, timeMs, who, card?.card ?? '', card?.upTo ?? 0);
     const record: CommitRecord = {
       line: line.record.id,
       generation,
@@ -397,6 +609,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       size: line.size,
       who,
       why: 'commit',
+      id,
+      card,
       base: base?.root ?? null,
       changes,
     };
@@ -415,6 +629,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       size: line.size,
       who,
       why: 'commit',
+      id,
+      card,
       base: record.base,
       baseBlocks,
       changes,
@@ -437,7 +653,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     }
     this.statistics.commits++;
     for (const other of [...line.exports]) {
-      if (other !== line.writer && other.hasWritten) other.fence(`${line.name} was changed by ${who}`);
+      if (other !== line.writer && other.learnsOfChanges) other.fence(`${line.name} was changed by ${who}`);
     }
     // Generations become durable in order: this one is not before its predecessor is.
     const before = line.pending.at(-2)?.durable;
@@ -463,7 +679,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     if (index < 1) return;
     const older = line.pending[index - 1];
     if (!older.isDurable || newer.timeMs - older.firstMs >= (this.options.coalesceMs ?? 1000)) return;
-    if (older.size !== newer.size) return;
+    if (older.size !== newer.size || older.card?.card !== newer.card?.card) return;
     mergePending(older, newer, this.journal);
     older.durable = newer.durable;
     line.pending.splice(index, 1);
@@ -616,14 +832,18 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
           why: pending.why,
           changedBlocks: pending.changes.changedBlocks() + pending.baseBlocks,
           from: pending.from,
+          id: pending.id,
+          ...(pending.card === null ? {} : { card: pending.card }),
         });
       }
       const record: LineRecord = { ...line.record, head: records.at(-1)!.generation, size };
+      for (const it of taken) if (it.card !== null) record.cards = withCommit(record.cards, it, it.card, this.nowMs());
       const batch = emptyBatch();
       for (const it of records) batch.records.push([generationKey(record.id, it.generation), it]);
       batch.records.push([`line/${record.name}`, record]);
       await this.index.apply(batch);
       line.record = record;
+      line.digestedId = idOf(records.at(-1)!);
       line.pending.splice(0, taken.length);
       if (line.layerChanges === token) {
         const view = new TreeView(this.nodes, live.root, size);
@@ -814,6 +1034,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
         size: record.size,
         who: record.who,
         why: record.why,
+        id: record.id || generationId(line.headId, record.generation, record.timeMs),
+        card: record.card,
         base: record.base,
         baseBlocks: 0,
         changes: record.changes,
@@ -846,6 +1068,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     who: string,
     origin: LineRecord['origin'],
     first = 1,
+    inherited: { id: string; cards: Record<string, CardState> } | null = null,
   ): Promise<Line> {
     checkLineName(name);
     if (this.lines.has(name)) throw new Failure(`there is an image "${name}" already`);
@@ -865,7 +1088,9 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       why,
       changedBlocks: 0,
       from: first,
+      id: inherited?.id ?? generationId(this.storeId.toString('hex'), id, timeMs, root.toString('hex')),
     };
+    if (inherited !== null) record.cards = inherited.cards;
     const batch = emptyBatch();
     batch.records.push(
       ['store', { version: 1, nextLine: id + 1 }],
@@ -907,7 +1132,13 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   }
 
   /** A new image (or branch, when the name has a slash) that begins as a generation of another. */
-  async clone(from: string, at: number | string | null, name: string, who = 'administrator'): Promise<void> {
+  async clone(
+    from: string,
+    at: number | string | null,
+    name: string,
+    who = 'administrator',
+    cards: Record<string, CardState> = {},
+  ): Promise<void> {
     const record = await this.needGeneration(from, at);
     const isBranch = name.includes('/') && imageOf(name) === imageOf(from);
     await this.putLine(
@@ -918,6 +1149,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       who,
       { line: from, generation: record.generation },
       isBranch ? record.generation : 1,
+      // A branch goes on with its image's history, so what a card knows of that is right here too.
+      isBranch ? { id: idOf(record), cards } : null,
     );
   }
 
@@ -950,6 +1183,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     line.head = generation;
     const record: LineRecord = { ...line.record, head: generation, size };
     const batch = emptyBatch();
+    const id = generationId(line.headId, line.record.id, generation, timeMs, who, why);
     const made: GenerationRecord = {
       version: 1,
       generation,
@@ -960,6 +1194,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       why,
       changedBlocks,
       from: generation,
+      id,
     };
     batch.records.push([generationKey(record.id, generation), made], [`line/${line.name}`, record]);
     try {
@@ -970,6 +1205,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       throw error;
     }
     line.record = record;
+    line.digestedId = id;
     line.size = size;
     line.lastTimeMs = timeMs;
     line.layerChanges++;
@@ -978,7 +1214,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     line.view.close();
     line.view = view;
     for (const opened of [...line.exports]) {
-      if (opened.hasWritten) opened.fence(`${line.name} was changed by ${who}: ${why}`);
+      if (opened.learnsOfChanges) opened.fence(`${line.name} was changed by ${who}: ${why}`);
     }
     this.emit('commit', line.name, generation, who);
     return generation;
@@ -1002,7 +1238,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
 
   private async changeLine(line: Line, change: (record: LineRecord) => void): Promise<void> {
     await line.digesting;
-    const record: LineRecord = { ...line.record, tags: { ...line.record.tags } };
+    const record: LineRecord = { ...line.record, tags: { ...line.record.tags }, cards: { ...line.record.cards } };
     change(record);
     const batch = emptyBatch();
     batch.records.push([`line/${line.name}`, record]);
@@ -1055,13 +1291,33 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   /** Forgets generations; never the newest or a tagged one. */
   async forget(name: string, generations: number[]): Promise<void> {
     const line = this.line(name);
-    const kept = new Set([line.record.head, ...Object.values(line.record.tags)]);
+    const cards = Object.values(line.record.cards ?? {}).flatMap((it) => [it.generation, it.known]);
+    const kept = new Set([line.record.head, ...Object.values(line.record.tags), ...cards]);
     const batch: IndexBatch = emptyBatch();
     for (const generation of generations) {
       if (!kept.has(generation)) batch.records.push([generationKey(line.record.id, generation), undefined]);
     }
     await this.index.apply(batch);
   }
+}
+
+function fenceCard(line: Line, card: string, reason: string): void {
+  for (const opened of [...line.exports]) if (opened.card?.card === card) opened.fence(reason);
+}
+
+/** The cards of a line with a commit of one of them. */
+function withCommit(
+  cards: Record<string, CardState> | undefined,
+  made: { generation: number; id: string },
+  { card, upTo, session }: CardCommit,
+  nowMs: number,
+): Record<string, CardState> {
+  const { generation, id } = made;
+  const { alias: _alias, reset: _reset, ...before } = cards?.[card] ?? { known: generation };
+  return {
+    ...cards,
+    [card]: { ...before, upTo, generation, id, session, known: Math.max(before.known, generation), seenMs: nowMs },
+  };
 }
 
 const NO_BLOCKS: BlockSource = { read: () => {} };
