@@ -89,3 +89,18 @@ export function judgeCard(
 function isOurs(hello: CardHello, idOf: (generation: number) => string | null): boolean {
   return hello.generation > 0 && idOf(hello.generation) === hello.id;
 }
+
+/** The cards of a line with a commit of one of them. */
+export function withCommit(
+  cards: Record<string, CardState> | undefined,
+  made: { generation: number; id: string },
+  { card, upTo, session }: CardCommit,
+  nowMs: number,
+): Record<string, CardState> {
+  const { generation, id } = made;
+  const { alias: _alias, reset: _reset, ...before } = cards?.[card] ?? { known: generation };
+  return {
+    ...cards,
+    [card]: { ...before, upTo, generation, id, session, known: Math.max(before.known, generation), seenMs: nowMs },
+  };
+}
