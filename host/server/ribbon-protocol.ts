@@ -180,7 +180,7 @@ export function deflate(data: Uint8Array): Buffer | null {
   return packed.length <= data.length - data.length / 8 ? packed : null;
 }
 
-/** Measured on the blocks of a Debian system: level 1 ratio 2.9, level 3 3.0, level 6 3.2 at a third of the speed. */
+/** Measured on a Debian system's programs and texts, 128 KiB at a time: level 1 ratio 2.5, level 3 2.6, level 6 2.75 at half the speed. */
 export const DEFLATE_LEVEL = 3;
 
 /** What `coded` decodes to, at most `length` bytes; null when it does not. */

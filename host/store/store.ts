@@ -51,6 +51,8 @@ export type Right = 'read' | 'write' | 'administer';
 /** Says what a client may do; without one everybody may do everything. */
 export interface Access {
   allows(client: Client, image: string, right: Right): boolean;
+  /** May cards write blocks of any image by their hash? Missing: yes. */
+  readonly mayAsk?: boolean;
 }
 
 export interface StoreOptions {
@@ -341,6 +343,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
 
   placeCard(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
     return this.cards.place(name, client, hello);
+  }
+
+  get mayAsk(): boolean {
+    return this.options.access?.mayAsk ?? true;
   }
 
   get isClosing(): boolean {
