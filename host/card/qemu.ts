@@ -6,6 +6,7 @@ import { existsSync, readFileSync, statSync, truncateSync, writeFileSync } from 
 import net from 'node:net';
 import { join } from 'node:path';
 import { Failure } from '../failure.js';
+import { encodeFirmwarePackage, makeFirmwareKey } from './firmware-package.js';
 import { buildFlashImage } from './flash-image.js';
 import type { NetworkPath } from './network.js';
 import { qmp } from './qmp.js';
@@ -28,6 +29,10 @@ export interface QemuCardOptions extends RemoteCardOptions {
   fallbackFirmware?: string;
   /** The SD card's image; kept when the card is switched off. Without it the card has an empty one of its own. */
   sdImage?: string;
+  /** Further lines of SPEC.md "Network paths": how the Ethernet ports get their addresses. */
+  interfaces?: string[];
+  /** Further arguments of QEMU: for tests. */
+  qemuArguments?: string[];
   /** Changes the flash before the card is switched on for the first time: for tests of damage. */
   prepareFlash?: (flash: Buffer) => void;
   /** Counts instructions instead of time: `-icount shift=0`. */
@@ -84,6 +89,7 @@ export class QemuCard extends RemoteCard {
         ...['-nic', 'user,id=n0,model=cadence_gem', '-nic', 'user,id=n1,model=cadence_gem,net=10.0.3.0/24'],
         ...['-qmp', `unix:${this.#qmpSocket},server=on,wait=off`],
         ...(options.countInstructions ? ['-icount', 'shift=0'] : []),
+        ...(options.qemuArguments ?? []),
       ],
       memoryFile: file('ddr'),
       headOffset: SHARED_OFFSET,
@@ -104,11 +110,16 @@ export class QemuCard extends RemoteCard {
     const firmwares = [options.firmware, options.fallbackFirmware].filter((name) => name !== undefined);
     const ethernetAddress = randomBytes(6);
     ethernetAddress[0] = 0x02; // given locally
+    // A key for this card alone: who makes the flash is who may say what runs.
+    const { privateKey, publicKey } = makeFirmwareKey();
     return buildFlashImage({
       settings: encodeSettings(options.settings),
-      network: await encodePath(await this.#guestPath(options.path), GATEWAYS[0]),
+      network: `${await encodePath(await this.#guestPath(options.path), GATEWAYS[0])}${(options.interfaces ?? []).join('\n')}\n`,
       ethernetAddress,
-      firmwares: firmwares.map((name) => readFileSync(name)),
+      firmwareKeys: [publicKey],
+      firmwares: firmwares.map((name, i) =>
+        encodeFirmwarePackage(firmwares.length - i, readFileSync(name), privateKey),
+      ),
     });
   }
 

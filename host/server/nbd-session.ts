@@ -10,6 +10,7 @@ import { type Client, type Done, ExportError, type Exports, type Extent, type Op
 import { type MetaContext, NBD_REQUEST_MAX, NbdNegotiation, type NegotiatingSession } from './nbd-negotiation.js';
 import { NbdOutput } from './nbd-output.js';
 import * as nbd from './nbd-protocol.js';
+import * as ribbon from './ribbon-protocol.js';
 
 const INPUT_SIZE = 256 * 1024;
 /** A payload is handed to the export in pieces of this size at most, cut at multiples of it. */
@@ -43,6 +44,12 @@ export interface Transport {
   wake(): void;
 }
 
+/** What a client calls a request, as it stands in the stream. */
+interface Cookie {
+  readonly high: number;
+  readonly low: number;
+}
+
 enum State {
   CLIENT_FLAGS,
   OPTION,
@@ -50,6 +57,9 @@ enum State {
   OPTION_SKIP,
   REQUEST,
   PAYLOAD,
+  /** A payload of a card's own commands: its head, then the rest. */
+  CARD_HEAD,
+  CARD_PAYLOAD,
   READING,
   CLOSED,
 }
@@ -80,16 +90,18 @@ export class NbdSession implements NegotiatingSession {
   private export: OpenExport | null = null;
   private structured = false;
   private contexts: MetaContext[] = [];
+  /** Set when the client is a card. */
+  private card: NbdNegotiation['card'] = null;
 
   // The request being worked on.
   private flags = 0;
   private command = 0;
-  private cookieHigh = 0;
-  private cookieLow = 0;
+  private cookie: Cookie = { high: 0, low: 0 };
   private offset = 0;
   private length = 0;
   private progress = 0;
   private failure: ExportError | null = null;
+  private writeHead: ribbon.WriteHead | null = null;
 
   private stage: Buffer | null = null;
   private stageFill = 0;
@@ -239,8 +251,12 @@ export class NbdSession implements NegotiatingSession {
         return this.stepRequest();
       case State.PAYLOAD:
         return this.stepPayload();
+      case State.CARD_HEAD:
+        return this.stepCardHead();
+      case State.CARD_PAYLOAD:
+        return this.stepCardPayload();
       case State.READING:
-        return this.stepReading();
+        return this.card === null ? this.stepReading() : this.stepCardRead();
       case State.CLOSED:
         this.start = this.end;
         return false;
@@ -286,7 +302,7 @@ export class NbdSession implements NegotiatingSession {
     this.clean = clean;
     this.stage = null;
     const opened = this.export;
-    const done = opened?.close(clean);
+    const done = opened === null ? this.negotiation.close() : opened.close(clean);
     const end = () => {
       this.output.flush();
       this.ended = true;
@@ -373,7 +389,10 @@ export class NbdSession implements NegotiatingSession {
     this.exportName = name;
     this.structured = this.negotiation.structured;
     this.contexts = this.negotiation.contexts;
+    this.card = this.negotiation.card;
     this.state = State.REQUEST;
+    // It may have been lost between being opened and now.
+    if (typeof opened.lostReason === 'string') this.abort(opened.lostReason);
   }
 
   // --- transmission
@@ -387,8 +406,7 @@ export class NbdSession implements NegotiatingSession {
     }
     this.flags = input.readUInt16BE(at + 4);
     this.command = input.readUInt16BE(at + 6);
-    this.cookieHigh = input.readUInt32BE(at + 8);
-    this.cookieLow = input.readUInt32BE(at + 12);
+    this.cookie = { high: input.readUInt32BE(at + 8), low: input.readUInt32BE(at + 12) };
     this.offset = input.readUInt32BE(at + 16) * 0x1_0000_0000 + input.readUInt32BE(at + 20);
     this.length = input.readUInt32BE(at + 24);
     this.start = at + 28;
@@ -404,9 +422,15 @@ export class NbdSession implements NegotiatingSession {
       case nbd.NBD_CMD_DISC:
         this.finish(true);
         return false;
+      case ribbon.NBD_CMD_WRITE_PIECES:
+      case ribbon.NBD_CMD_ASK:
+        if (this.card === null) break;
+        if (this.length > ribbon.RANGE_MAX) return this.violation(`a card's write of ${this.length} bytes`);
+        this.state = this.command === ribbon.NBD_CMD_ASK ? State.CARD_PAYLOAD : State.CARD_HEAD;
+        return true;
     }
     if (this.failure !== null) {
-      this.replyError(this.cookieHigh, this.cookieLow, this.failure);
+      this.replyError(this.cookie, this.failure);
       return true;
     }
     switch (this.command) {
@@ -421,7 +445,7 @@ export class NbdSession implements NegotiatingSession {
         this.startZero();
         return true;
       case nbd.NBD_CMD_CACHE:
-        this.replySuccess(this.cookieHigh, this.cookieLow);
+        this.replySuccess(this.cookie);
         return true;
       case nbd.NBD_CMD_BLOCK_STATUS:
         this.replyStatus();
@@ -432,16 +456,24 @@ export class NbdSession implements NegotiatingSession {
 
   /** What is wrong with the request, if anything. */
   private checkRequest(): ExportError | null {
-    const known = COMMAND_FLAGS[this.command];
+    const isCards = this.command === ribbon.NBD_CMD_WRITE_PIECES || this.command === ribbon.NBD_CMD_ASK;
+    const known = isCards && this.card !== null ? 0 : COMMAND_FLAGS[this.command];
     if (known === undefined) return new ExportError('EINVAL', `unknown command ${this.command}`);
     if (this.command === nbd.NBD_CMD_DISC) return null;
     if ((this.flags & ~known) !== 0) return new ExportError('EINVAL', `unknown flags ${hex(this.flags)}`);
     if ((this.flags & nbd.NBD_CMD_FLAG_DF) !== 0 && !this.structured) {
       return new ExportError('EINVAL', 'DF without structured replies');
     }
-    if (this.command === nbd.NBD_CMD_FLUSH) return null;
+    const { card } = this;
+    if (card !== null && (this.flags & nbd.NBD_CMD_FLAG_FUA) !== 0)
+      return new ExportError('EINVAL', 'FUA of a card: a commit needs its record number');
+    if (this.command === nbd.NBD_CMD_FLUSH) {
+      if (card === null || (this.offset > card.lastRecord && Number.isSafeInteger(this.offset))) return null;
+      return new ExportError('EINVAL', `record ${this.offset} after ${card.lastRecord}`);
+    }
     const opened = this.export!;
     const writes =
+      isCards ||
       this.command === nbd.NBD_CMD_WRITE ||
       this.command === nbd.NBD_CMD_TRIM ||
       this.command === nbd.NBD_CMD_WRITE_ZEROES;
@@ -452,6 +484,14 @@ export class NbdSession implements NegotiatingSession {
     }
     const moves = this.command === nbd.NBD_CMD_READ || this.command === nbd.NBD_CMD_WRITE;
     if (moves && this.length > NBD_REQUEST_MAX) return new ExportError('EOVERFLOW', 'more than 32 MiB');
+    if (card !== null && this.command === nbd.NBD_CMD_READ && this.length > ribbon.RANGE_MAX)
+      return new ExportError('EINVAL', 'a card reads at most 128 KiB');
+    if (this.command === ribbon.NBD_CMD_ASK) {
+      if ((card!.features & ribbon.FLAG_ASK) === 0 || opened.writeKnown === undefined)
+        return new ExportError('EINVAL', 'ASK was not agreed');
+      if (this.offset % ribbon.PIECE !== 0 || this.length % ribbon.PIECE !== 0)
+        return new ExportError('EINVAL', 'ASK about parts of blocks');
+    }
     if (this.command === nbd.NBD_CMD_BLOCK_STATUS && this.contexts.length === 0) {
       return new ExportError('EINVAL', 'no meta context was selected');
     }
@@ -508,7 +548,7 @@ export class NbdSession implements NegotiatingSession {
     this.progress += count;
     if (this.progress < this.length) return false;
     this.state = State.REQUEST;
-    this.replyError(this.cookieHigh, this.cookieLow, this.failure!);
+    this.replyError(this.cookie, this.failure!);
     return true;
   }
 
@@ -536,48 +576,190 @@ export class NbdSession implements NegotiatingSession {
     if (this.progress < this.length) return;
     this.state = State.REQUEST;
     this.counters.bytesWritten += this.length;
-    if (this.failure !== null) this.replyError(this.cookieHigh, this.cookieLow, this.failure);
+    if (this.failure !== null) this.replyError(this.cookie, this.failure);
     else if ((this.flags & nbd.NBD_CMD_FLAG_FUA) !== 0) this.startCommit();
-    else this.replySuccess(this.cookieHigh, this.cookieLow);
+    else this.replySuccess(this.cookie);
   }
 
   private startZero(): void {
     const done = () => {
       if ((this.flags & nbd.NBD_CMD_FLAG_FUA) !== 0) this.startCommit();
-      else this.replySuccess(this.cookieHigh, this.cookieLow);
+      else this.replySuccess(this.cookie);
     };
     let result: Done;
     try {
       result = this.export!.zero(this.offset, this.length);
     } catch (error) {
-      this.replyError(this.cookieHigh, this.cookieLow, asExportError(error));
+      this.replyError(this.cookie, asExportError(error));
       return;
     }
     if (result === undefined) done();
     else
       this.wait(result, (error) => {
         if (error === undefined) done();
-        else this.replyError(this.cookieHigh, this.cookieLow, asExportError(error));
+        else this.replyError(this.cookie, asExportError(error));
+      });
+  }
+
+  // --- a card's own commands
+
+  /** The next `length` bytes of input in one piece, null when they have not all come; at most half of the input buffer. */
+  private gather(length: number): Buffer | null {
+    if (this.start + length > INPUT_SIZE) {
+      this.input.copy(this.input, 0, this.start, this.end);
+      this.end -= this.start;
+      this.start = 0;
+    }
+    if (this.end - this.start < length) return null;
+    const bytes = this.input.subarray(this.start, this.start + length);
+    this.start += length;
+    return bytes;
+  }
+
+  private stepCardHead(): boolean {
+    const head = this.gather(ribbon.WRITE_HEAD);
+    if (head === null) return false;
+    this.writeHead = ribbon.parseWriteHead(head, this.offset, this.length);
+    if (this.writeHead === null) return this.violation('a malformed WRITE_PIECES');
+    this.state = State.CARD_PAYLOAD;
+    return true;
+  }
+
+  private stepCardPayload(): boolean {
+    const asks = this.command === ribbon.NBD_CMD_ASK;
+    const blocks = Math.ceil(this.length / ribbon.PIECE);
+    const payload = this.gather(asks ? blocks * ribbon.HASH : this.writeHead!.rest);
+    if (payload === null) return false;
+    this.state = State.REQUEST;
+    if (this.failure !== null) {
+      this.replyError(this.cookie, this.failure);
+      return true;
+    }
+    const { cookie } = this;
+    const work = asks ? this.ask(Buffer.from(payload), blocks, cookie) : this.writePieces(payload, cookie);
+    if (work === undefined) return true;
+    this.wait(work, (error) => {
+      if (error !== undefined) this.replyError(cookie, asExportError(error));
+    });
+    return false;
+  }
+
+  private writePieces(rest: Buffer, cookie: Cookie): Done {
+    const pieces = ribbon.decodePieces(this.writeHead!, rest, this.offset, this.length);
+    if (pieces === null) {
+      this.replyError(cookie, new ExportError('EIO', 'damaged on its way: send it again'));
+      return undefined;
+    }
+    const waits: Promise<void>[] = [];
+    try {
+      for (let first = 0; first < pieces.length; ) {
+        // Pieces that follow each other are one write.
+        let last = first;
+        while (last + 1 < pieces.length && pieces[last + 1].at === pieces[last].at + pieces[last].bytes.length) last++;
+        const run = pieces.slice(first, last + 1).map((it) => it.bytes);
+        const done = this.export!.write(this.offset + pieces[first].at, run.length === 1 ? run[0] : Buffer.concat(run));
+        if (done !== undefined) waits.push(done);
+        first = last + 1;
+      }
+    } catch (error) {
+      this.replyError(cookie, asExportError(error));
+      return undefined;
+    }
+    this.counters.bytesWritten += this.length;
+    if (waits.length === 0) {
+      this.replySuccess(cookie);
+      return undefined;
+    }
+    return Promise.all(waits).then(() => this.replySuccess(cookie));
+  }
+
+  private async ask(hashes: Buffer, blocks: number, cookie: Cookie): Promise<void> {
+    const offset = this.offset;
+    let mask = 0;
+    for (let i = 0; i < blocks; i++) {
+      const hash = hashes.subarray(i * ribbon.HASH, (i + 1) * ribbon.HASH);
+      if (await this.export!.writeKnown!(offset + i * ribbon.PIECE, hash)) mask |= 1 << i;
+    }
+    const at = this.output.reserve(24);
+    const { buffer } = this.output;
+    this.writeChunkHeader(buffer, at, cookie, ribbon.NBD_REPLY_TYPE_KNOWN, 4, true);
+    buffer.writeUInt32BE(mask >>> 0, at + 20);
+  }
+
+  private stepCardRead(): boolean {
+    const { cookie } = this;
+    const { offset, length } = this;
+    const data = Buffer.allocUnsafe(length);
+    this.state = State.REQUEST;
+    const reply = () => {
+      this.counters.bytesRead += length;
+      const payload = ribbon.encodeRead(offset, data, (this.card!.features & ribbon.FLAG_DEFLATE) !== 0);
+      const at = this.output.reserve(20 + payload.length);
+      const { buffer } = this.output;
+      this.writeChunkHeader(buffer, at, cookie, ribbon.NBD_REPLY_TYPE_PIECES, payload.length, true);
+      payload.copy(buffer, at + 20);
+    };
+    let done: Done;
+    try {
+      done = this.export!.read(offset, data);
+    } catch (error) {
+      this.replyError(cookie, asExportError(error));
+      return true;
+    }
+    if (done === undefined) {
+      reply();
+      return true;
+    }
+    this.wait(done, (error) => {
+      if (error === undefined) reply();
+      else this.replyError(cookie, asExportError(error));
+    });
+    return false;
+  }
+
+  private startCardCommit(): void {
+    const { cookie } = this;
+    this.card!.lastRecord = this.offset;
+    this.export!.commitCard!(this.offset)
+      .then(
+        ({ generation, id }) => {
+          if (this.state === State.CLOSED) return;
+          const at = this.output.reserve(36);
+          const { buffer } = this.output;
+          this.writeChunkHeader(buffer, at, cookie, ribbon.NBD_REPLY_TYPE_COMMITTED, 16, true);
+          buffer.writeBigUInt64BE(BigInt(generation), at + 20);
+          buffer.write(id, at + 28, 'hex');
+        },
+        (error: unknown) => {
+          if (this.state !== State.CLOSED) this.replyError(cookie, asExportError(error));
+        },
+      )
+      .then(() => {
+        if (this.state !== State.CLOSED) this.flushSoon();
       });
   }
 
   private startCommit(): void {
-    const { cookieHigh, cookieLow } = this;
+    if (this.card !== null) {
+      this.startCardCommit();
+      return;
+    }
+    const { cookie } = this;
     let done: Done;
     try {
       done = this.export!.commit();
     } catch (error) {
-      this.replyError(cookieHigh, cookieLow, asExportError(error));
+      this.replyError(cookie, asExportError(error));
       return;
     }
     if (done === undefined) {
-      this.replySuccess(cookieHigh, cookieLow);
+      this.replySuccess(cookie);
       return;
     }
     const settled = (error: unknown) => {
       if (this.state === State.CLOSED) return;
-      if (error === undefined) this.replySuccess(cookieHigh, cookieLow);
-      else this.replyError(cookieHigh, cookieLow, asExportError(error));
+      if (error === undefined) this.replySuccess(cookie);
+      else this.replyError(cookie, asExportError(error));
       this.flushSoon();
     };
     done.then(
@@ -646,7 +828,7 @@ export class NbdSession implements NegotiatingSession {
       return;
     }
     this.state = State.REQUEST;
-    this.replyError(this.cookieHigh, this.cookieLow, error);
+    this.replyError(this.cookie, error);
   }
 
   private writeReadHeader(buffer: Buffer, at: number, position: number, count: number, last: boolean): void {
@@ -654,31 +836,31 @@ export class NbdSession implements NegotiatingSession {
       if (this.progress > 0) return;
       buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, at);
       buffer.writeUInt32BE(0, at + 4);
-      buffer.writeUInt32BE(this.cookieHigh, at + 8);
-      buffer.writeUInt32BE(this.cookieLow, at + 12);
+      buffer.writeUInt32BE(this.cookie.high, at + 8);
+      buffer.writeUInt32BE(this.cookie.low, at + 12);
       return;
     }
     buffer.writeUInt32BE(nbd.NBD_STRUCTURED_REPLY_MAGIC, at);
     buffer.writeUInt16BE(last ? nbd.NBD_REPLY_FLAG_DONE : 0, at + 4);
     buffer.writeUInt16BE(nbd.NBD_REPLY_TYPE_OFFSET_DATA, at + 6);
-    buffer.writeUInt32BE(this.cookieHigh, at + 8);
-    buffer.writeUInt32BE(this.cookieLow, at + 12);
+    buffer.writeUInt32BE(this.cookie.high, at + 8);
+    buffer.writeUInt32BE(this.cookie.low, at + 12);
     buffer.writeUInt32BE(8 + count, at + 16);
     buffer.writeUInt32BE(Math.floor(position / 0x1_0000_0000), at + 20);
     buffer.writeUInt32BE(position % 0x1_0000_0000, at + 24);
   }
 
-  private replySuccess(cookieHigh: number, cookieLow: number): void {
+  private replySuccess(cookie: Cookie): void {
     // A simple reply is allowed for every command but READ, and BLOCK_STATUS; it is 4 bytes shorter than a structured one.
     const at = this.output.reserve(16);
     const { buffer } = this.output;
     buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, at);
     buffer.writeUInt32BE(0, at + 4);
-    buffer.writeUInt32BE(cookieHigh, at + 8);
-    buffer.writeUInt32BE(cookieLow, at + 12);
+    buffer.writeUInt32BE(cookie.high, at + 8);
+    buffer.writeUInt32BE(cookie.low, at + 12);
   }
 
-  private replyError(cookieHigh: number, cookieLow: number, error: ExportError): void {
+  private replyError(cookie: Cookie, error: ExportError): void {
     this.counters.errors++;
     const errno = nbd.NBD_ERRNO[error.errno];
     if (!this.structured) {
@@ -686,28 +868,29 @@ export class NbdSession implements NegotiatingSession {
       const { buffer } = this.output;
       buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, at);
       buffer.writeUInt32BE(errno, at + 4);
-      buffer.writeUInt32BE(cookieHigh, at + 8);
-      buffer.writeUInt32BE(cookieLow, at + 12);
+      buffer.writeUInt32BE(cookie.high, at + 8);
+      buffer.writeUInt32BE(cookie.low, at + 12);
       return;
     }
     const text = Buffer.from(error.message).subarray(0, 200);
     const at = this.output.reserve(20 + 6 + text.length);
     const { buffer } = this.output;
-    this.writeChunkHeader(buffer, at, cookieHigh, cookieLow, nbd.NBD_REPLY_TYPE_ERROR, 6 + text.length, true);
+    this.writeChunkHeader(buffer, at, cookie, nbd.NBD_REPLY_TYPE_ERROR, 6 + text.length, true);
     buffer.writeUInt32BE(errno, at + 20);
     buffer.writeUInt16BE(text.length, at + 24);
     text.copy(buffer, at + 26);
   }
 
   private replyStatus(): void {
-    const limit = (this.flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : EXTENTS_MAX;
+    const most = this.card === null ? EXTENTS_MAX : ribbon.EXTENTS_MAX;
+    const limit = (this.flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : most;
     const found: Extent[][] = [];
     try {
       for (const context of this.contexts) {
         found.push(this.export!.status(context.name, this.offset, this.length, limit));
       }
     } catch (error) {
-      this.replyError(this.cookieHigh, this.cookieLow, asExportError(error));
+      this.replyError(this.cookie, asExportError(error));
       return;
     }
     for (const [index, context] of this.contexts.entries()) {
@@ -716,7 +899,7 @@ export class NbdSession implements NegotiatingSession {
       const at = this.output.reserve(20 + length);
       const { buffer } = this.output;
       const last = index === this.contexts.length - 1;
-      this.writeChunkHeader(buffer, at, this.cookieHigh, this.cookieLow, nbd.NBD_REPLY_TYPE_BLOCK_STATUS, length, last);
+      this.writeChunkHeader(buffer, at, this.cookie, nbd.NBD_REPLY_TYPE_BLOCK_STATUS, length, last);
       buffer.writeUInt32BE(context.id, at + 20);
       for (const [ordinal, extent] of extents.entries()) {
         buffer.writeUInt32BE(extent.length, at + 24 + 8 * ordinal);
@@ -728,8 +911,7 @@ export class NbdSession implements NegotiatingSession {
   private writeChunkHeader(
     buffer: Buffer,
     at: number,
-    cookieHigh: number,
-    cookieLow: number,
+    cookie: Cookie,
     type: number,
     length: number,
     last: boolean,
@@ -737,8 +919,8 @@ export class NbdSession implements NegotiatingSession {
     buffer.writeUInt32BE(nbd.NBD_STRUCTURED_REPLY_MAGIC, at);
     buffer.writeUInt16BE(last ? nbd.NBD_REPLY_FLAG_DONE : 0, at + 4);
     buffer.writeUInt16BE(type, at + 6);
-    buffer.writeUInt32BE(cookieHigh, at + 8);
-    buffer.writeUInt32BE(cookieLow, at + 12);
+    buffer.writeUInt32BE(cookie.high, at + 8);
+    buffer.writeUInt32BE(cookie.low, at + 12);
     buffer.writeUInt32BE(length, at + 16);
   }
 
