@@ -78,6 +78,7 @@ export function relocateStep(reserve: u32, dirty: bool): bool {
     dirtyRecord = dirty;
     blocksInRecord = blocks;
   }
+  // Not progress while a read is on its way: it ends after the step.
   return readBlocks();
 }
 

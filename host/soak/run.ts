@@ -1,7 +1,7 @@
 // One run: builds the world that a scenario describes, lets the PC work while things go wrong, then lets everything heal and
 // looks whether all is as it must be.
 
-import { NO_FAULTS, SimulatedBlockDevice } from './block-device.js';
+import { SimulatedBlockDevice } from './block-device.js';
 import { SimulatedCard } from './card.js';
 import { Checker } from './checker.js';
 import { SECTOR_SIZE, setBase } from './content.js';
@@ -45,7 +45,7 @@ export interface RunResult {
   generations: number;
   sectorsChecked: number;
   powerCuts: number;
-  writesLost: number;
+  writesAtRisk: number;
   connections: number;
   faults: Map<string, number>;
 }
@@ -63,9 +63,6 @@ export async function run(scenario: Scenario, options: RunOptions): Promise<RunR
   }
   return simulation.result(violation);
 }
-
-/** 18 MiB: the log goes round in a long run. */
-const LOCAL_STORE_BLOCKS = 4_608;
 
 class Simulation {
   readonly #world: World;
@@ -86,19 +83,17 @@ class Simulation {
     this.#world = world;
     this.#scenario = scenario;
     this.#network = new SimulatedNetwork(world, { ...scenario.network });
-    this.#checker = new Checker(world, Math.floor(scenario.imageBytes / SECTOR_SIZE));
+    this.#checker = new Checker(
+      world,
+      Math.floor(scenario.imageBytes / SECTOR_SIZE),
+      scenario.settings.acknowledgementPoint,
+    );
     setBase(scenario.storeKind === 'merkle' ? 'zeroes' : 'pattern');
     const Backend = scenario.storeKind === 'merkle' ? MerkleStore : MemoryStore;
     this.#store = new Backend(world, scenario.imageBytes, scenario.store, this.#checker);
     this.#server = new SimulatedServer(world, this.#network, this.#store);
     const { settings, memorySize, reactionUs, clockStartMs } = scenario;
-    this.#device = new SimulatedBlockDevice(world, {
-      blocks: LOCAL_STORE_BLOCKS,
-      operationUs: 20,
-      blockUs: 2,
-      flushUs: 100,
-      faults: NO_FAULTS,
-    });
+    this.#device = new SimulatedBlockDevice(world, scenario.device);
     const store = this.#device;
     this.#card = new SimulatedCard(world, this.#network, {
       firmware,
@@ -110,6 +105,7 @@ class Simulation {
     });
     const power = { powerCut: (offUs: number) => this.#powerCut(offUs) };
     this.#faults = new Faults(world, this.#network, this.#server, this.#store, power, scenario.faults);
+    this.#faults.lagBytes = () => this.#card.lagBytes;
     this.#pc = new SimulatedPc(world, this.#faults, this.#checker, scenario);
     this.#pc.onOperation = (number) => {
       this.#lastOperation = number;
@@ -264,7 +260,7 @@ class Simulation {
       generations: this.#checker.generations,
       sectorsChecked: this.#checker.sectorsChecked,
       powerCuts: this.#checker.powerCuts,
-      writesLost: this.#checker.writesLost,
+      writesAtRisk: this.#checker.writesAtRisk,
       connections: this.#network.opens,
       faults: this.#faults.counts,
     };
