@@ -27,6 +27,7 @@ const RUNTIME_FILES = [
   'net.c',
   'paths.c',
   'runtime.c',
+  'store.c',
   'wasm_check.c',
 ];
 
@@ -97,7 +98,7 @@ export async function buildPosix(root: string, options: PosixBuild): Promise<boo
   const posix = join(root, 'boards', 'posix');
   const sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-DRIBBON_SANITIZED'];
   const flags = ['-std=c11', '-D_GNU_SOURCE', '-O2', '-g', '-fno-omit-frame-pointer', '-ffunction-sections'];
-  const files = ['main.c', 'sockets.c', 'doorbell.c', 'store.c'].map((file) => join(posix, file));
+  const files = ['main.c', 'sockets.c', 'doorbell.c', 'store_file.c'].map((file) => join(posix, file));
   return buildTarget(
     {
       compiler: options.compiler ?? 'gcc',

@@ -35,8 +35,8 @@ interface Task {
   run(): Promise<Result>;
 }
 
-/** Folders whose tests take long start first, so that the others fill the second core meanwhile. */
-const LONG_FOLDERS = ['tests/boards', 'tests/pc'];
+/** What is soon said comes first, then folders whose tests take long: the others fill the second core meanwhile. */
+const FIRST_LANES = ['biome', 'tsc', 'tests/boards', 'tests/pc'];
 
 interface Finished extends Result {
   task: Task;
@@ -134,7 +134,7 @@ async function runLanes(lanes: Task[][], width: number, finished: Finished[]): P
 
 /** Test files of one folder share a lane; everything else has one of its own. */
 function lanesOf(tasks: Task[]): Task[][] {
-  const lanes = new Map<string, Task[]>(LONG_FOLDERS.map((folder) => [folder, []]));
+  const lanes = new Map<string, Task[]>(FIRST_LANES.map((lane) => [lane, []]));
   for (const task of tasks) {
     const key = task.suite === 'host' ? dirname(task.name) : task.name;
     lanes.set(key, [...(lanes.get(key) ?? []), task]);

@@ -34,7 +34,7 @@ import { NO_ROW, ROW_LOST, rowHit, rowIs, rowValid, tableFind } from '../local-s
 import { deviceRead, deviceRelease, deviceState, OperationState } from '../local-store/device';
 import { noteFill } from '../local-store/fills';
 import { localStoreReady, storeCheckRead, storedImageSectors, storeImageSectors } from '../local-store/local-store';
-import { logWritten, rowBlock } from '../local-store/record-log';
+import { logFailed, logWritten, rowBlock } from '../local-store/record-log';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { MUTANT, Mutant } from '../mutant';
 import {
@@ -232,9 +232,10 @@ export function volumePrefetch(lba: u64, count: u32): void {
  * one that has gone silent is out of reach, whether or not the connection has noticed. */
 export function volumeTimeoutMs(): u32 {
   if (state != VolumeState.PENDING || MUTANT == Mutant.NO_TIME_OUT) return 0xffffffff;
+  const isRead = operation == Operation.READ;
   let waited = clock_ms() - requestStartedMs;
-  if (operation == Operation.READ && nbdUp()) waited = min(waited, nbdSilentMs());
-  const limit = operation == Operation.READ ? settings.offlineReadTimeoutMs : writeStallMs();
+  if (isRead && nbdUp()) waited = min(waited, nbdSilentMs());
+  const limit = isRead ? settings.offlineReadTimeoutMs : writeStallMs();
   return waited >= limit ? 0 : limit - waited;
 }
 
@@ -397,7 +398,8 @@ function canFetch(): bool {
 
 /** Starts to read a block from the local store into the RAM cache. False when that must wait. */
 function load(block: u32, row: u32): bool {
-  if (loadsActive == LOADS_MAX || !logWritten()) return false;
+  // What a failed log has not written never will be: a block of that is read as it lies, and its checksum tells.
+  if (loadsActive == LOADS_MAX || (!logWritten() && !logFailed())) return false;
   const slot = cacheAllocate(block);
   if (slot < 0) return false;
   const operation = deviceRead(rowBlock(row), 1, cacheAddress(slot));

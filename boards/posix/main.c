@@ -1,7 +1,7 @@
 // The card as a Linux program: board.h over files, signals and sockets.
 //
 //   ribbon-card --firmware FILE [--firmware FILE] --settings FILE --paths FILE --memory FILE --memory-size BYTES
-//               --doorbell SOCKET --crash FILE [--engine auto|wasm3|aot] [--store FILE]
+//               --doorbell SOCKET --crash FILE [--store FILE] [--engine auto|wasm3|aot]
 //   ribbon-card --check FILE...      says of each firmware whether this runtime would load it, and why not
 //
 // Log lines go to standard output, the level's name first. SIGTERM ends the process. SIGUSR1 makes the firmware trap as if the
@@ -252,17 +252,17 @@ static int check_firmwares(int count, char **names) {
 }
 
 static void parse_options(int count, char **arguments) {
-  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE, CHECK, STORE };
+  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE, STORE, CHECK };
   static const struct option OPTIONS[] = {
       {"firmware", required_argument, NULL, FIRMWARE}, {"settings", required_argument, NULL, SETTINGS},
       {"paths", required_argument, NULL, PATHS},       {"memory", required_argument, NULL, MEMORY},
       {"doorbell", required_argument, NULL, DOORBELL}, {"memory-size", required_argument, NULL, MEMORY_SIZE},
       {"crash", required_argument, NULL, CRASH},       {"engine", required_argument, NULL, ENGINE},
-      {"check", no_argument, NULL, CHECK},             {"store", required_argument, NULL, STORE},
+      {"store", required_argument, NULL, STORE},
+      {"check", no_argument, NULL, CHECK},
       {0},
   };
   const char *doorbell = NULL;
-  const char *store = NULL;
   for (int option; (option = getopt_long(count, arguments, "", OPTIONS, NULL)) != -1;) {
     switch (option) {
       case FIRMWARE: add_firmware(optarg); break;
@@ -272,8 +272,8 @@ static void parse_options(int count, char **arguments) {
       case MEMORY_SIZE: card.memory_length = strtoul(optarg, NULL, 10); break;
       case DOORBELL: doorbell = optarg; break;
       case CRASH: card.crash_file = open(optarg, O_RDWR | O_CREAT | O_CLOEXEC, 0600); break;
+      case STORE: store_file_open(optarg); break;
       case ENGINE: card.engine = parse_engine(optarg); break;
-      case STORE: store = optarg; break;
       case CHECK: exit(check_firmwares(count - optind, arguments + optind) == 0 ? 0 : 1);
       default: exit(2);
     }
@@ -286,7 +286,6 @@ static void parse_options(int count, char **arguments) {
   if (card.memory_length == 0 || card.memory_length % PAGE_SIZE != 0 || card.memory_length > UINT32_MAX) {
     posix_fail("the memory size must be a multiple of 65536", "--memory-size");
   }
-  store_open(store);
   map_memory();
   doorbell_listen(doorbell);
 }
@@ -323,6 +322,7 @@ int main(int count, char **arguments) {
   set_signals();
   runtime_run(card.engine);
   doorbell_close();
+  store_file_close();
   for (unsigned i = 0; i < card.firmware_count; i++) free(card.firmwares[i]);
   free(card.settings);
   return 0;

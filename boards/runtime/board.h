@@ -32,16 +32,6 @@ unsigned board_wait(uint32_t timeout_ms);
 /// Copies the settings record to `target`; returns its length, 0 when there is none.
 size_t board_settings_read(void *target, size_t capacity);
 
-/// The local store: a block device, in blocks of 4096 bytes. Operations are started with a tag and reported once by
-/// board_store_completed(), during the call or later (EVENT_STORE): the tag, plus 256 when it failed, UINT32_MAX when there
-/// is nothing to report. A write is durable once a flush that started after its end has ended.
-uint32_t board_store_size(void);
-void board_store_read(uint32_t tag, uint32_t block, uint32_t count, void *target);
-void board_store_write(uint32_t tag, uint32_t block, uint32_t count, const void *source);
-void board_store_flush(uint32_t tag);
-void board_store_trim(uint32_t tag, uint32_t block, uint32_t count);
-uint32_t board_store_completed(void);
-
 /// Tells the front end that the register block holds a new order. Everything stored before must be visible to it first.
 void board_front_end_ring(void);
 

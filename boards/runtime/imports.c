@@ -9,6 +9,7 @@
 #include "board.h"
 #include "engine.h"
 #include "net.h"
+#include "store.h"
 
 // Clock
 
@@ -55,26 +56,19 @@ uint32_t import_net_send(uint32_t stream, uint32_t source, uint32_t length) {
 
 // Local store
 
-enum { STORE_BLOCK_SIZE = 4096 };
-
-/// `count` blocks of the linear memory; a count whose bytes do not fit into 32 bits is outside of it.
-static void *store_bytes(uint32_t address, uint32_t count) {
-  return engine_bytes(address, count < UINT32_MAX / STORE_BLOCK_SIZE ? count * STORE_BLOCK_SIZE : UINT32_MAX);
-}
-
-uint32_t import_store_size(void) { return board_store_size(); }
+uint32_t import_store_size(void) { return store_size(); }
 
 void import_store_read(uint32_t tag, uint32_t block, uint32_t count, uint32_t target) {
-  board_store_read(tag, block, count, store_bytes(target, count));
+  store_start(STORE_READ, tag, block, count, target);
 }
 
 void import_store_write(uint32_t tag, uint32_t block, uint32_t count, uint32_t source) {
-  board_store_write(tag, block, count, store_bytes(source, count));
+  store_start(STORE_WRITE, tag, block, count, source);
 }
 
-void import_store_flush(uint32_t tag) { board_store_flush(tag); }
-void import_store_trim(uint32_t tag, uint32_t block, uint32_t count) { board_store_trim(tag, block, count); }
-uint32_t import_store_completed(void) { return board_store_completed(); }
+void import_store_flush(uint32_t tag) { store_start(STORE_FLUSH, tag, 0, 0, 0); }
+void import_store_trim(uint32_t tag, uint32_t block, uint32_t count) { store_start(STORE_TRIM, tag, block, count, 0); }
+uint32_t import_store_completed(void) { return store_completed(); }
 
 // Accelerators
 

@@ -27,7 +27,7 @@ enum {
 };
 
 static uint32_t table[4096] __attribute__((aligned(16384)));
-extern uint8_t shared_start[], shared_end[], store_start[], store_end[];
+extern uint8_t shared_start[], shared_end[];
 
 static void map(uint32_t first, uint32_t last, uint32_t attributes) {
   for (uint32_t megabyte = first / MB; megabyte <= last / MB; megabyte++) table[megabyte] = megabyte * MB | attributes;
@@ -40,7 +40,6 @@ void mmu_enable(void) {
   map(0x00900000, 0x009fffff, DATA);
   map(0x00a00000, 0x00bfffff, DMA);
   map((uint32_t)shared_start, (uint32_t)shared_end - 1, DATA);
-  map((uint32_t)store_start, (uint32_t)store_end - 1, DATA);
   map(0xe0000000, 0xe02fffff, PERIPHERAL);
   map(0xf8000000, 0xf8ffffff, PERIPHERAL);
   map(0xfc000000, 0xfdffffff, PERIPHERAL);

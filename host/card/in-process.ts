@@ -9,15 +9,10 @@ import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
 import { crc32c } from './crc32c.js';
 import type { NetworkPath } from './network.js';
 import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint, type CardSettings, encodeSettings } from './settings.js';
-import {
-  type CardStatistics,
-  decodeStatistics,
-  STATISTICS_OFFSET,
-  STATISTICS_SIZE,
-  type StoreError,
-} from './statistics.js';
-import { type BlockStore, type StoreDevice, storeDevice, storeImports } from './store.js';
+import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
+import { type BlockStore, DEFAULT_STORE_SIZE, type StoreDevice, storeDevice, storeImports } from './store.js';
 import { MemoryStore } from './store-memory.js';
+import { STORE_REFUSALS } from './store-refusals.js';
 import { type CardNetwork, REAL_WORLD, type World } from './world.js';
 
 const FRONT_END_OFFSET = 0x1000;
@@ -25,8 +20,6 @@ const PAGE_SIZE = 65_536;
 const NO_TIMER = 0xffffffff;
 /** Enough for a PC's working set; the firmware takes any size from 16 MiB up. */
 export const DEFAULT_MEMORY_SIZE = 128 << 20;
-/** Without a store of its own a card has this much in memory. */
-export const DEFAULT_STORE_SIZE = 64 << 20;
 /** How long a card may take to reach its image server at power-on. */
 const START_TIMEOUT_MS = 15_000;
 
@@ -43,22 +36,6 @@ export interface InProcessCardOptions {
   /** Time, chance and network, if not the real ones. */
   world?: World;
 }
-
-/** What to tell whoever powers on a card with a store that it does not use. */
-const STORE_REFUSALS: Record<StoreError, string> = {
-  'too-small': 'the local store is smaller than 17 MiB',
-  foreign: 'the local store holds something else: format it (formatStore) if that is not needed any more',
-  damaged: 'every superblock of the local store is damaged: format it (formatStore), what it held is lost',
-  newer: 'the local store was formatted by a later firmware: update this card, or format it (formatStore)',
-  shrunk: 'the local store is smaller than it was when it was formatted',
-  memory: 'the card has too little memory for a local store of this size: give it more, or a smaller store',
-  'other-image':
-    'the local store holds writes of another image that its image server does not have: start the card with that image ' +
-    'first, or format it (formatStore), which loses them',
-  'log-damaged':
-    'the local store has lost writes that the image server does not have: format it (formatStore) to go on without them',
-  device: 'the local store does not answer',
-};
 
 interface FirmwareExports {
   init(): number;

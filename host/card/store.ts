@@ -1,6 +1,8 @@
 // The local store as a card in this process has it: a block device behind the firmware's `store_*` imports.
 
 export const STORE_BLOCK_SIZE = 4096;
+/** Without a store of its own a card has this much in memory. */
+export const DEFAULT_STORE_SIZE = 64 << 20;
 
 /** What the firmware has started. */
 export interface StoreOperation {

@@ -36,7 +36,8 @@ export class SimulationServer {
 
   constructor() {
     const program = fileURLToPath(new URL('image-server-process.js', import.meta.url));
-    this.#process = fork(program, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
+    // Without this process's own options: what a test runner or a profiler asks of it is not for the server.
+    this.#process = fork(program, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'], execArgv: [] });
     this.#process.on('message', (report: ServerReport) => this.#take(report));
     this.#process.on('exit', (status, signal) => {
       const error = new Failure(`the image server has ended: ${signal ?? `exit status ${status}`}`);

@@ -1,0 +1,265 @@
+// The image store: space and import speed against borg on a series of related file system images, and what single operations cost.
+
+import { execFile, execFileSync } from 'node:child_process';
+import crypto from 'node:crypto';
+import fs from 'node:fs';
+import net from 'node:net';
+import os from 'node:os';
+import path from 'node:path';
+import { promisify } from 'node:util';
+import { Failure } from '../failure.js';
+import { ImageServer } from '../server/server.js';
+import { CHANGED_SINCE } from '../store/line-export.js';
+import { Store } from '../store/store.js';
+import { BLOCK_SIZE, ZERO_HASH } from '../store/tree.js';
+import type { Benchmark, BenchOptions, Figure } from './report.js';
+
+const run = promisify(execFile);
+const MIB = 1024 * 1024;
+const CLIENT = { identity: 'anonymous', address: 'bench', tls: false };
+
+const benchmark: Benchmark = {
+  title: 'the image store: four related ext4 images of this system’s own files against borg; single operations',
+  async run(options: BenchOptions, onProgress): Promise<Figure[]> {
+    for (const tool of ['borg', 'mke2fs', 'debugfs']) needTool(tool);
+    const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'ribbon-bench-'));
+    try {
+      return [
+        ...(await series(folder, options.quick ? 96 : 512, onProgress)),
+        ...(await operations(folder, options.quick, onProgress)),
+      ];
+    } finally {
+      fs.rmSync(folder, { recursive: true, force: true });
+    }
+  },
+};
+
+export default benchmark;
+
+function needTool(tool: string): void {
+  try {
+    execFileSync('sh', ['-c', `command -v ${tool}`], { stdio: 'ignore' });
+  } catch {
+    throw new Failure(`this benchmark needs ${tool}: install it (Debian packages borgbackup, e2fsprogs)`);
+  }
+}
+
+/** Base; more files in it; some of its files replaced in place; the same files on a fresh file system. */
+async function makeSeries(folder: string, megabytes: number): Promise<string[]> {
+  const tree = path.join(folder, 'tree');
+  const more = path.join(folder, 'more');
+  fs.mkdirSync(tree);
+  fs.mkdirSync(more);
+  const files = execFileSync('find', ['/usr/bin', '/usr/lib', '-xdev', '-type', 'f', '-size', '-4096k'], {
+    maxBuffer: 64 * MIB,
+  })
+    .toString()
+    .split('\n')
+    .filter(Boolean)
+    .sort((a, b) => (order(a) < order(b) ? -1 : 1));
+  let bytes = 0;
+  const copied: string[] = [];
+  const added: string[] = [];
+  for (const [index, file] of files.entries()) {
+    const target = bytes < megabytes * MIB * 0.6 ? tree : more;
+    if (bytes > megabytes * MIB * 0.72) break;
+    fs.copyFileSync(file, path.join(target, `${index}`));
+    bytes += fs.statSync(file).size;
+    (target === tree ? copied : added).push(`${index}`);
+  }
+  const images = [1, 2, 3, 4].map((number) => path.join(folder, `image${number}.raw`));
+  const make = (image: string) =>
+    run('mke2fs', ['-q', '-F', '-t', 'ext4', '-m', '0', '-d', tree, image, `${megabytes}M`]);
+  const edit = async (image: string, commands: string[]) => {
+    const script = path.join(folder, 'commands');
+    fs.writeFileSync(script, `${commands.join('\n')}\n`);
+    await run('debugfs', ['-w', '-f', script, image], { maxBuffer: 64 * MIB });
+  };
+  await make(images[0]);
+  fs.copyFileSync(images[0], images[1]);
+  await edit(
+    images[1],
+    added.map((name) => `write ${more}/${name} new${name}`),
+  );
+  fs.copyFileSync(images[1], images[2]);
+  await edit(
+    images[2],
+    copied
+      .filter((_, index) => index % 12 === 0)
+      .flatMap((name, index) => [`rm ${name}`, `write ${more}/${added[index % added.length]} ${name}`]),
+  );
+  await make(images[3]);
+  return images;
+}
+
+async function series(folder: string, megabytes: number, onProgress: (text: string) => void): Promise<Figure[]> {
+  onProgress('making four related images');
+  const images = await makeSeries(folder, megabytes);
+  const environment = {
+    ...process.env,
+    BORG_BASE_DIR: path.join(folder, 'borg-base'),
+    BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK: 'yes',
+  };
+  const repository = path.join(folder, 'borg');
+  await run('borg', ['init', '-e', 'none', repository], { env: environment });
+  const store = await Store.open(path.join(folder, 'series'));
+  let borgSeconds = 0;
+  let ownSeconds = 0;
+  for (const [index, image] of images.entries()) {
+    onProgress(`importing image ${index + 1} of 4`);
+    borgSeconds += await seconds(() =>
+      run('borg', ['create', '-C', 'zstd,3', `${repository}::${index}`, image], { env: environment }),
+    );
+    ownSeconds += await seconds(() => store.importRaw(`image${index}`, image));
+  }
+  await store.close();
+  const size = images.length * megabytes;
+  return [
+    {
+      name: 'four images, total stored',
+      value: sizeOf(path.join(folder, 'series')) / MIB,
+      unit: 'MiB',
+      peer: { name: 'borg zstd,3', value: sizeOf(repository) / MIB },
+      bar: 1,
+      atMost: true,
+    },
+    {
+      name: 'import',
+      value: size / ownSeconds,
+      unit: 'MiB/s',
+      peer: { name: 'borg zstd,3', value: size / borgSeconds },
+      bar: 1,
+    },
+  ];
+}
+
+async function operations(folder: string, quick: boolean, onProgress: (text: string) => void): Promise<Figure[]> {
+  const store = await Store.open(path.join(folder, 'operations'), { coalesceMs: 0 });
+  const figures: Figure[] = [];
+  const value = (name: string, it: number, unit: string, atMost?: number) =>
+    figures.push({ name, value: it, unit, ...(atMost === undefined ? {} : { bar: atMost, atMost: true }) });
+
+  onProgress('commit of 1,000 random blocks');
+  await store.create('large', 100 * 1024 ** 3);
+  const times: number[] = [];
+  for (let round = 0; round < (quick ? 3 : 15); round++) {
+    const writer = await store.open('large', CLIENT);
+    for (let block = 0; block < 1000; block++) {
+      await writer.write(crypto.randomInt(25 * MIB) * BLOCK_SIZE, crypto.randomBytes(BLOCK_SIZE));
+    }
+    times.push(1000 * (await seconds(async () => writer.commit())));
+    await writer.close(true);
+  }
+  value('commit of 1,000 random blocks in 100 GiB', times.sort((a, b) => a - b)[Math.floor(times.length / 2)], 'ms');
+  const before = sizeOf(path.join(folder, 'operations'));
+  await store.digestAll();
+  value('its share of packs and index', sizeOf(path.join(folder, 'operations', 'packs')) / times.length / MIB, 'MiB');
+  if (before === 0) throw new Error('the store has no files');
+
+  const blocks = quick ? 65_536 : 1024 * 1024;
+  for (const [label, run] of [
+    ['in runs of 64', 64],
+    ['singly', 1],
+  ] as const) {
+    onProgress(`1 TiB, ${blocks} changed blocks ${label}`);
+    const name = `terabyte-${run}`;
+    await store.create(name, 1024 ** 4);
+    const root = await changedTree(store, blocks, run);
+    await store.newGeneration(store.line(name), root, 1024 ** 4, 'bench', 'bench');
+    const opened = await store.open(name, CLIENT);
+    let changed = 0;
+    const taken = await seconds(async () => {
+      for (let at = 0; at < 1024 ** 4; ) {
+        for (const extent of opened.status(`${CHANGED_SINCE}1`, at, Math.min(2 ** 31, 1024 ** 4 - at), 8192)) {
+          if (extent.flags === 1) changed += extent.length / BLOCK_SIZE;
+          at += extent.length;
+        }
+      }
+    });
+    if (changed !== blocks) throw new Error(`${changed} blocks were reported, ${blocks} were changed`);
+    value(`changed-since, 1 TiB, ${blocks} blocks changed ${label}`, taken, 's', 1);
+    await opened.close(true);
+  }
+
+  const clones: number[] = [];
+  for (let round = 0; round < 11; round++)
+    clones.push(1000 * (await seconds(() => store.clone('terabyte-64', null, `clone${round}`))));
+  value('clone of 1 TiB, median', clones.sort((a, b) => a - b)[5], 'ms', 10);
+
+  onProgress('memory');
+  figures.push(...(await memory(store, folder)));
+  await store.close();
+  return figures;
+}
+
+/** A tree of 1 TiB in which `count` blocks are not zero, spread evenly in runs. */
+async function changedTree(store: Store, count: number, run: number): Promise<Buffer> {
+  const total = 1024 ** 4 / BLOCK_SIZE;
+  const stride = Math.floor(total / (count / run));
+  let root: Buffer = ZERO_HASH;
+  const content = Buffer.alloc(BLOCK_SIZE, 'changed ');
+  const source = {
+    read: (_first: number, many: number, target: Buffer) => {
+      for (let index = 0; index < many; index++) content.copy(target, index * BLOCK_SIZE);
+    },
+  };
+  for (let done = 0; done < count; done += 65_536) {
+    const numbers = Float64Array.from({ length: Math.min(65_536, count - done) }, (_, index) => {
+      const number = done + index;
+      return Math.floor(number / run) * stride + (number % run);
+    });
+    root = await store.addBlocks(root, 1024 ** 4, 1024 ** 4, numbers, source, []);
+  }
+  return root;
+}
+
+async function memory(store: Store, folder: string): Promise<Figure[]> {
+  const used = () => {
+    globalThis.gc?.();
+    const { heapUsed, external } = process.memoryUsage();
+    return heapUsed + external;
+  };
+  const many = 1000;
+  const start = used();
+  const opened = [];
+  for (let index = 0; index < many; index++) opened.push(await store.open('large', CLIENT));
+  const perExport = (used() - start) / many;
+  for (const it of opened) await it.close(true);
+  const socket = path.join(folder, 's');
+  const server = new ImageServer({
+    exports: store,
+    listen: [{ kind: 'unix', path: socket }],
+    negotiationTimeoutMs: 60_000,
+  });
+  await server.listen();
+  const idle = used();
+  const sockets: net.Socket[] = [];
+  for (let index = 0; index < 100; index++) {
+    const it = net.connect(socket);
+    await new Promise((resolve) => it.once('data', resolve));
+    sockets.push(it);
+  }
+  const perConnection = (used() - idle) / sockets.length;
+  for (const it of sockets) it.destroy();
+  await server.close();
+  return [
+    { name: 'memory per open export', value: perExport / 1024, unit: 'KiB' },
+    { name: 'memory per idle connection (both ends)', value: perConnection / 1024, unit: 'KiB' },
+  ];
+}
+
+async function seconds(work: () => unknown): Promise<number> {
+  const begin = performance.now();
+  await work();
+  return (performance.now() - begin) / 1000;
+}
+
+/** Bytes on the disk below a folder. */
+function sizeOf(folder: string): number {
+  return Number(execFileSync('du', ['-s', '-B1', folder]).toString().split('\t')[0]);
+}
+
+/** The same mixed order of files on every run. */
+function order(name: string): string {
+  return crypto.createHash('md5').update(name).digest('hex');
+}

@@ -1,0 +1,153 @@
+// kill -9 of the server under load: after each kill the image is exactly one of the client's epochs, at least the last acknowledged one,
+// and verify is clean. RIBBON_KILLS=200 for a long run.
+
+import assert from 'node:assert/strict';
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import fs from 'node:fs';
+import net from 'node:net';
+import os from 'node:os';
+import path from 'node:path';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import * as nbd from '../../host/server/nbd-protocol.js';
+import { BLOCK, blockOf, type Content, generator } from '../store/model.js';
+
+const MAIN = fileURLToPath(new URL('../../host/main.js', import.meta.url));
+const KILLS = Number(process.env.RIBBON_KILLS ?? 8);
+const BLOCKS = 2048;
+const run = promisify(execFile);
+
+/** A plain NBD client: one request at a time is enough, the server is killed in the middle of any. */
+class Client {
+  private readonly socket: net.Socket;
+  private received = Buffer.alloc(0);
+  private wake: () => void = () => {};
+  private closed = false;
+
+  constructor(file: string) {
+    this.socket = net.connect(file);
+    this.socket.on('data', (bytes: Buffer) => {
+      this.received = Buffer.concat([this.received, bytes]);
+      this.wake();
+    });
+    this.socket.on('error', () => {});
+    this.socket.on('close', () => {
+      this.closed = true;
+      this.wake();
+    });
+  }
+
+  async open(name: string): Promise<void> {
+    await this.take(18);
+    const option = Buffer.alloc(20 + name.length);
+    option.writeUInt32BE(3);
+    option.writeBigUInt64BE(nbd.IHAVEOPT, 4);
+    option.writeUInt32BE(nbd.NBD_OPT_EXPORT_NAME, 12);
+    option.writeUInt32BE(name.length, 16);
+    option.write(name, 20);
+    this.socket.write(option);
+    await this.take(10);
+  }
+
+  async request(command: number, block: number, count: number, payload = Buffer.alloc(0)): Promise<Buffer> {
+    const head = Buffer.alloc(28);
+    head.writeUInt32BE(nbd.NBD_REQUEST_MAGIC);
+    head.writeUInt16BE(command, 6);
+    head.writeBigUInt64BE(BigInt(block * BLOCK), 16);
+    head.writeUInt32BE(count * BLOCK, 24);
+    this.socket.write(Buffer.concat([head, payload]));
+    const reply = await this.take(16);
+    assert.equal(reply.readUInt32BE(4), 0, 'the server answered with an error');
+    return command === nbd.NBD_CMD_READ ? this.take(count * BLOCK) : reply;
+  }
+
+  private async take(count: number): Promise<Buffer> {
+    while (this.received.length < count) {
+      if (this.closed) throw new Error('connection lost');
+      await new Promise<void>((resolve) => {
+        this.wake = resolve;
+      });
+    }
+    const bytes = this.received.subarray(0, count);
+    this.received = this.received.subarray(count);
+    return bytes;
+  }
+
+  end(): void {
+    this.socket.destroy();
+  }
+}
+
+async function startServer(store: string, socket: string): Promise<ChildProcess> {
+  const child = spawn(process.execPath, [MAIN, 'serve', '--store', store, '--listen', `unix:${socket}`], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  await new Promise<void>((resolve, reject) => {
+    child.stdout!.once('data', () => resolve());
+    child.once('exit', (code) => reject(new Error(`the server ended with ${code} before it listened`)));
+  });
+  return child;
+}
+
+test(`${KILLS} kills under load`, { timeout: 60_000 + KILLS * 20_000 }, async () => {
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'ribbon-kill-'));
+  const store = path.join(folder, 'store');
+  const socket = path.join(folder, 's');
+  const random = generator(Date.now());
+  const pick = (count: number) => Math.floor(random() * count);
+  await run(process.execPath, [MAIN, 'image', 'create', '--store', store, 'a', String(BLOCKS * BLOCK)]);
+  /** What the image may be: what was acknowledged last, and what was attempted after it. */
+  let acknowledged: Content = new Map();
+  let attempted: Content | null = null;
+  let stamp = 0;
+  let commits = 0;
+  try {
+    for (let kill = 0; kill <= KILLS; kill++) {
+      const server = await startServer(store, socket);
+      const client = new Client(socket);
+      await client.open('a');
+      const bytes = await client.request(nbd.NBD_CMD_READ, 0, BLOCKS);
+      const wrong = (content: Content) => {
+        for (let block = 0; block < BLOCKS; block++) {
+          if (bytes.compare(blockOf(content.get(block) ?? 0), 0, BLOCK, block * BLOCK, (block + 1) * BLOCK) !== 0)
+            return block;
+        }
+        return -1;
+      };
+      if (attempted !== null && wrong(attempted) < 0) acknowledged = attempted;
+      assert.equal(wrong(acknowledged), -1, `after kill ${kill} this block is from no whole epoch`);
+      attempted = null;
+      const timer = setTimeout(() => server.kill('SIGKILL'), kill === KILLS ? 1e9 : 20 + pick(900));
+      const exited = new Promise<void>((resolve) => server.once('exit', () => resolve()));
+      try {
+        while (kill < KILLS) {
+          const next: Content = new Map(acknowledged);
+          for (let write = 0; write < 1 + pick(12); write++) {
+            const first = pick(BLOCKS);
+            const count = 1 + pick(Math.min(random() < 0.1 ? 400 : 8, BLOCKS - first));
+            const values = Array.from({ length: count }, () => ++stamp);
+            await client.request(nbd.NBD_CMD_WRITE, first, count, Buffer.concat(values.map(blockOf)));
+            for (const [index, value] of values.entries()) next.set(first + index, value);
+          }
+          attempted = next;
+          await client.request(nbd.NBD_CMD_FLUSH, 0, 0);
+          acknowledged = next;
+          attempted = null;
+          commits++;
+        }
+      } catch (error) {
+        assert.match(String(error), /connection lost/);
+      }
+      client.end();
+      clearTimeout(timer);
+      if (kill === KILLS) server.kill('SIGTERM');
+      await exited;
+    }
+    assert.ok(commits > KILLS, `only ${commits} commits`);
+    const { stdout } = await run(process.execPath, [MAIN, 'image', 'verify', '--store', store]);
+    assert.match(stdout, /: 0 damaged/);
+  } finally {
+    fs.rmSync(folder, { recursive: true, force: true });
+  }
+});
