@@ -86,8 +86,12 @@ function npmPackagesMatch() {
 /** TypeScript to build/. The tests run with type errors too, and report them. */
 async function compile(goal) {
   const sources = [...files('host'), ...files('tools'), ...files('tests'), 'tsconfig.json', 'package-lock.json'];
-  const tsc = [process.execPath, path.join('node_modules', 'typescript', 'bin', 'tsc'), '-b'];
-  await ifChanged('compile', sources, ['build/host/main.js', 'build/tools/test.js'], async () => {
+  // Not -b, which goes by the time of files: one that was put back in an older version would count as compiled.
+  const tsc = [process.execPath, path.join('node_modules', 'typescript', 'bin', 'tsc'), '-p', '.'];
+  const outputs = ['build/host/main.js', 'build/tools/test.js'];
+  await ifChanged('compile', sources, outputs, async () => {
+    // The compiler does not look whether what it wrote is still there.
+    if (!outputs.every((file) => fs.existsSync(file))) fs.rmSync('build/tsconfig.tsbuildinfo', { force: true });
     try {
       await runStep('compiling', tsc);
     } catch (error) {

@@ -12,6 +12,12 @@ export interface TestRecord {
   durationMs: number;
 }
 
+/** The last line: without it the file was cut short. */
+export interface EndRecord {
+  /** What node:test says beside its counts, such as errors outside every test. */
+  diagnostics: string[];
+}
+
 interface Ended {
   name: string;
   nesting: number;
@@ -20,12 +26,17 @@ interface Ended {
   details: { duration_ms: number; type?: string; error?: Error & { failureType?: string } };
 }
 
+/** node:test's own summary. */
+const COUNT = /^(tests|suites|pass|fail|cancelled|skipped|todo|duration_ms) [\d.]+$/;
+
 export default async function* report(events: AsyncIterable<TestEvent>): AsyncGenerator<string> {
   /** Names of the groups around, by nesting; and whether something ended one level further in. */
   const around: string[] = [];
   let nestingBefore = 0;
+  const diagnostics: string[] = [];
   for await (const { type, data } of events) {
     if (type === 'test:start') around[(data as Ended).nesting] = (data as Ended).name;
+    if (type === 'test:diagnostic' && !COUNT.test(data.message)) diagnostics.push(data.message);
     if (type !== 'test:pass' && type !== 'test:fail') continue;
     const ended = data as Ended;
     const isGroup = ended.details.type === 'suite' || nestingBefore > ended.nesting;
@@ -35,6 +46,7 @@ export default async function* report(events: AsyncIterable<TestEvent>): AsyncGe
     const name = [...around.slice(0, ended.nesting), ended.name].join(' > ');
     yield `${JSON.stringify(record(name, type === 'test:pass', ended))}\n`;
   }
+  yield `${JSON.stringify({ diagnostics } satisfies EndRecord)}\n`;
 }
 
 function record(name: string, passed: boolean, { skip, todo, details }: Ended): TestRecord {

@@ -8,26 +8,18 @@
 // Two at a time, but the files of one folder one after the other: they share what they build.
 // The last line is `N passed, M failed`. Skipped tests are listed with their reasons; one without a reason fails.
 
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { availableParallelism, tmpdir } from 'node:os';
+import { readdirSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { findSpecs, runSpec } from './firmware-specs.js';
+import { indent, type Result, runTestFile } from './node-tests.js';
 import { endRuns, runNode } from './run-node.js';
-import type { TestRecord } from './test-reporter.js';
 
 const ROOT = resolve(fileURLToPath(import.meta.url), '../../..');
 /** A file that does not end must not stop the others. */
 const FILE_TIMEOUT_MS = 600_000;
 const SLOWEST_SHOWN = 8;
-
-interface Result {
-  passed: number;
-  failed: number;
-  skipped: string[];
-  /** What a person needs to see of the failures. */
-  output: string;
-}
 
 interface Task {
   suite: 'lint' | 'types' | 'firmware' | 'host';
@@ -48,9 +40,15 @@ function allTasks(): Task[] {
   const tests = ['host', 'tools', 'tests'].flatMap(findTests);
   return [
     { suite: 'lint', name: 'biome', run: () => runTool(biome) },
-    { suite: 'types', name: 'tsc', run: () => runTool(['node_modules/typescript/bin/tsc', '-b']) },
+    { suite: 'types', name: 'tsc', run: () => runTool(['node_modules/typescript/bin/tsc', '-p', '.']) },
     ...findSpecs().map((spec): Task => ({ suite: 'firmware', name: spec, run: () => runFirmwareSpec(spec) })),
-    ...tests.map((file): Task => ({ suite: 'host', name: file, run: () => runTestFile(file) })),
+    ...tests.map(
+      (file): Task => ({
+        suite: 'host',
+        name: file,
+        run: () => runTestFile(compiledName(file), ROOT, FILE_TIMEOUT_MS),
+      }),
+    ),
   ];
 }
 
@@ -62,6 +60,10 @@ function findTests(folder: string): string[] {
     .sort();
 }
 
+function compiledName(file: string): string {
+  return join('build', file.replace(/\.ts$/, '.js'));
+}
+
 /** A program whose exit status says all. */
 async function runTool(command: string[]): Promise<Result> {
   const { code, output } = await runNode(command, ROOT, FILE_TIMEOUT_MS);
@@ -71,48 +73,6 @@ async function runTool(command: string[]): Promise<Result> {
 async function runFirmwareSpec(spec: string): Promise<Result> {
   const { passed, failed, output } = await runSpec(spec, FILE_TIMEOUT_MS);
   return { passed, failed, skipped: [], output };
-}
-
-async function runTestFile(file: string): Promise<Result> {
-  const compiled = join('build', file.replace(/\.ts$/, '.js'));
-  if (!existsSync(join(ROOT, compiled))) {
-    return { passed: 0, failed: 1, skipped: [], output: `${compiled} is missing: it does not compile` };
-  }
-  const folder = mkdtempSync(join(tmpdir(), 'ribbon-test-'));
-  try {
-    const report = join(folder, 'report');
-    const reporter = ['--test-reporter', join(ROOT, 'build/tools/test-reporter.js')];
-    const options = ['--enable-source-maps', ...reporter, '--test-reporter-destination', report];
-    const { code, output } = await runNode([...options, compiled], ROOT, FILE_TIMEOUT_MS);
-    return testFileResult(readRecords(report), code, output);
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
-}
-
-function readRecords(file: string): TestRecord[] {
-  if (!existsSync(file)) return [];
-  const lines = readFileSync(file, 'utf8').split('\n');
-  return lines.filter((line) => line !== '').map((line) => JSON.parse(line) as TestRecord);
-}
-
-/** Adds up the records. A file that ran nothing, or ended badly without saying which test failed, is a failure too. */
-function testFileResult(records: TestRecord[], code: number, printed: string): Result {
-  const failures = records.filter(({ outcome }) => outcome === 'failed');
-  const texts = failures.map(({ name, text }) => `not ok: ${name}\n${indent(text)}`);
-  if (records.length === 0) texts.push('not ok: no test ran');
-  else if (failures.length === 0 && code !== 0) texts.push(`not ok: the file ended with status ${code}`);
-  if (texts.length > 0 && printed !== '') texts.push(`printed:\n${indent(printed)}`);
-  return {
-    passed: records.filter(({ outcome }) => outcome === 'passed').length,
-    failed: Math.max(failures.length, texts.length > 0 ? 1 : 0),
-    skipped: records.filter(({ outcome }) => outcome === 'skipped').map(({ name, text }) => `${name}: ${text}`),
-    output: texts.join('\n'),
-  };
-}
-
-function indent(text: string): string {
-  return text.trimEnd().replace(/^/gm, '    ');
 }
 
 /** Runs lanes of tasks, `width` lanes at a time, each in order. */

@@ -15,7 +15,7 @@ enum { ENABLE = 1, RELOAD = 2, INTERRUPT = 4 };
 
 /// A step takes microseconds; one that runs at two ticks does not end. The time is real time, in QEMU too, where a busy
 /// machine may hold the core up.
-enum { WATCHDOG_MS = 3000 };
+enum { WATCHDOG_MS = 2000 };
 
 /// The watchdog and the private timer count 32 bits: divided by 10, 2^32 ticks are two minutes at 333 MHz.
 enum { PRESCALER = 10, TICKS_PER_MS = BOARD_PERIPHCLK_HZ / PRESCALER / 1000 };

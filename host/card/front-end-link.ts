@@ -44,6 +44,8 @@ export interface SharedMemoryHead {
   linearLength: number;
   frontEndOffset: number;
   starts: number;
+  /** The firmware takes events. */
+  running: boolean;
   clockMs: number;
   /** Time that the card's processor has not slept, modulo 2^32. */
   busyTicks: number;
@@ -69,6 +71,7 @@ export function readSharedMemoryHead(file: number, offset: number): SharedMemory
     linearLength,
     frontEndOffset,
     starts: head.readUInt32LE(20),
+    running: head.readUInt32LE(HEAD_RUNNING) !== 0,
     clockMs: head.readUInt32LE(24),
     busyTicks: head.readUInt32LE(32),
     ticksPerMs: head.readUInt32LE(36),

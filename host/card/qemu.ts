@@ -25,6 +25,8 @@ export interface QemuCardOptions extends RemoteCardOptions {
   program: string;
   /** A second firmware image, tried when the first one cannot run. */
   fallbackFirmware?: string;
+  /** Changes the flash before the card is switched on for the first time: for tests of damage. */
+  prepareFlash?: (flash: Buffer) => void;
   /** Counts instructions instead of time: `-icount shift=0`. */
   countInstructions?: boolean;
 }
@@ -63,7 +65,11 @@ export class QemuCard extends RemoteCard {
   protected override async prepare(): Promise<Launch> {
     const options = this.#options;
     const file = (name: string): string => join(this.folder, name);
-    if (!existsSync(file('flash'))) writeFileSync(file('flash'), await this.#flash(), { mode: 0o600 });
+    if (!existsSync(file('flash'))) {
+      const flash = await this.#flash();
+      options.prepareFlash?.(flash);
+      writeFileSync(file('flash'), flash, { mode: 0o600 });
+    }
     const sd = this.storeFile();
     const size = statSync(sd).size;
     if (size === 0 || (size & (size - 1)) !== 0) {

@@ -60,6 +60,12 @@ export interface Launch {
   startTimeoutMs: number;
 }
 
+/** Cards that have a process or files: what is left of them when this process ends is taken along. */
+const present = new Set<RemoteCard>();
+process.on('exit', () => {
+  for (const card of present) card.discard();
+});
+
 export abstract class RemoteCard implements Card {
   readonly frontEnd: FrontEnd;
   onLog: (level: LogLevel, line: string) => void = () => {};
@@ -85,6 +91,7 @@ export abstract class RemoteCard implements Card {
     this.#link.onRing = () => this.#socket?.write(RING);
     this.#link.onNonsense = (error) => this.onCrash(error);
     this.folder = mkdtempSync(join(sharedMemoryFolder(), 'ribbon-card-'));
+    present.add(this);
   }
 
   /** Writes what the process needs into `folder`. */
@@ -120,11 +127,18 @@ export abstract class RemoteCard implements Card {
     this.#spawn(launch);
     await this.#connect(launch);
     const deadline = Date.now() + launch.startTimeoutMs;
-    await this.#until(() => this.#head !== null, deadline);
-    if (this.#head === null) throw this.#startFailure('the card did not start');
+    // A firmware that traps before it has set anything up is followed by another: the head alone says too little.
+    const isUp = (): boolean => this.#readHead()?.running === true && this.#tryStatistics() !== null;
+    await this.#until(isUp, deadline);
+    if (!isUp()) {
+      const failure = this.#startFailure('the card did not start');
+      await this.stop(0);
+      throw failure;
+    }
+    this.#attach();
     this.frontEnd.powerOn();
     await this.#until(() => this.#isReady(), deadline);
-    if (this.#process !== null && this.statistics().sectors > 0) {
+    if (this.#process !== null && (this.#tryStatistics()?.sectors ?? 0) > 0) {
       // The order that ends the reset is on its way. A Device 0 that waits for its Device 1 may keep BSY longer.
       await this.#until(() => !this.frontEnd.busy, Date.now() + SETTLE_MS);
       return;
@@ -135,15 +149,22 @@ export abstract class RemoteCard implements Card {
   }
 
   async stop(timeoutMs = 10_000): Promise<number> {
-    const isRunning = this.#process !== null && this.#head !== null;
-    if (isRunning) await this.#until(() => this.statistics().lagBytes === 0, Date.now() + timeoutMs);
-    const left = this.#head !== null ? this.statistics().lagBytes : 0;
+    const lag = (): number => this.#tryStatistics()?.lagBytes ?? 0;
+    if (this.#process !== null) await this.#until(() => lag() === 0, Date.now() + timeoutMs);
+    const left = lag();
     this.#stopping = true;
     this.#process?.kill('SIGTERM');
     await this.#ended;
     this.#release();
-    rmSync(this.folder, { recursive: true, force: true });
+    this.discard();
     return left;
+  }
+
+  /** Leaves nothing behind, at once. */
+  discard(): void {
+    present.delete(this);
+    this.#process?.kill('SIGKILL');
+    rmSync(this.folder, { recursive: true, force: true });
   }
 
   /** Power cut: the process is killed where it stands. start() powers it on again, with the local store as it was left. */
@@ -156,11 +177,18 @@ export abstract class RemoteCard implements Card {
   }
 
   statistics(): CardStatistics {
+    const statistics = this.#tryStatistics();
+    if (statistics === null) throw new Error('the card is off, or its firmware is being started');
+    return statistics;
+  }
+
+  #tryStatistics(): CardStatistics | null {
     const head = this.#readHead();
-    if (head === null) throw new Error('the card is off');
+    if (head === null) return null;
     const record = Buffer.alloc(STATISTICS_SIZE);
     readSync(this.#file, record, 0, STATISTICS_SIZE, head.linearOffset + STATISTICS_OFFSET);
-    return decodeStatistics(record, head.clockMs);
+    // Cleared while a firmware that has trapped is started again.
+    return record.readUInt32LE(0) === 0 ? null : decodeStatistics(record, head.clockMs);
   }
 
   /** Time that the card's processor has not slept, in ticks modulo 2^32; as it was when the card last went to sleep. */
@@ -175,8 +203,9 @@ export abstract class RemoteCard implements Card {
   }
 
   #isReady(): boolean {
-    const { sectors, linkState, storeState } = this.statistics();
-    if (storeState === 'starting') return false;
+    const statistics = this.#tryStatistics();
+    if (statistics === null || statistics.storeState === 'starting') return false;
+    const { sectors, linkState, storeState } = statistics;
     if (sectors > 0 || storeState === 'refused' || linkState === 'refused') return true;
     // The card may be between the two: an image without a sector is one that stays without.
     if (linkState !== 'up') this.#upSince = 0;
@@ -190,8 +219,9 @@ export abstract class RemoteCard implements Card {
     if (this.#process === null) return new Failure("the card's process has ended (see the log above)");
     if (what !== '') return new Failure(`${what} within ${(this.#launch?.startTimeoutMs ?? 0) / 1000} s`);
     const image = this.#options.settings.exportName;
-    const { linkState, storeState, storeError } = this.statistics();
-    if (storeState === 'refused') return new Failure(STORE_REFUSALS[storeError ?? 'device']);
+    const statistics = this.#tryStatistics();
+    if (statistics?.storeState === 'refused') return new Failure(STORE_REFUSALS[statistics.storeError ?? 'device']);
+    const linkState = statistics?.linkState;
     if (linkState === 'refused')
       return new Failure(`the image server at ${where} refuses the image "${image}" (see the log above)`);
     if (linkState === 'up') return new Failure(`the image "${image}" is smaller than one sector`);

@@ -27,18 +27,38 @@ export interface Files {
   syncFolder(folder: string): Promise<void>;
 }
 
+/**
+ * Is a sync on this medium so quick (memory, a write cache with a battery, a virtual disk) that waiting for it here costs less than two
+ * changes of thread? Measured all the time; one slow one sends the next 256 to a thread.
+ */
+class SyncPace {
+  private threaded = 0;
+
+  get quick(): boolean {
+    if (this.threaded === 0) return true;
+    this.threaded--;
+    return false;
+  }
+
+  took(ms: number): void {
+    if (ms > 0.15) this.threaded = 256;
+  }
+}
+
 /** Real files under one folder. */
 export class DiskFiles implements Files {
+  private readonly pace = new SyncPace();
+
   constructor(private readonly root: string) {}
 
   open(name: string): StoreFile {
-    return new DiskFile(fs.openSync(path.join(this.root, name), 'r+'));
+    return new DiskFile(fs.openSync(path.join(this.root, name), 'r+'), this.pace);
   }
 
   create(name: string): StoreFile {
     const file = path.join(this.root, name);
     fs.mkdirSync(path.dirname(file), { recursive: true });
-    return new DiskFile(fs.openSync(file, 'wx+'));
+    return new DiskFile(fs.openSync(file, 'wx+'), this.pace);
   }
 
   list(folder: string): string[] {
@@ -74,7 +94,10 @@ class DiskFile implements StoreFile {
   private syncs = 0;
   private closed = false;
 
-  constructor(private readonly fd: number) {}
+  constructor(
+    private readonly fd: number,
+    private readonly pace: SyncPace,
+  ) {}
 
   read(target: Uint8Array, at: number, length: number, position: number): number {
     let done = 0;
@@ -93,6 +116,16 @@ class DiskFile implements StoreFile {
   }
 
   sync(): Promise<void> {
+    if (this.pace.quick) {
+      const begin = performance.now();
+      try {
+        fs.fdatasyncSync(this.fd);
+      } catch (error) {
+        return Promise.reject(error);
+      }
+      this.pace.took(performance.now() - begin);
+      return Promise.resolve();
+    }
     this.syncs++;
     return new Promise((resolve, reject) => {
       fs.fdatasync(this.fd, (error) => {

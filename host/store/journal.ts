@@ -538,12 +538,13 @@ export class Journal {
     };
   }
 
-  /** Forgets everything: all generations in it are in the tree. */
-  clear(): void {
+  /** Forgets everything: all generations in it are in the tree. `keep`: the files are put aside for whoever looks into damage. */
+  clear(keep = false): void {
     this.tailCount = 0;
     for (const segment of [...this.segments.values()]) {
       segment.file.close();
-      this.files.remove(segment.name);
+      if (keep) this.files.rename(segment.name, `${segment.name}.damaged`);
+      else this.files.remove(segment.name);
     }
     this.segments.clear();
     this.current = null;

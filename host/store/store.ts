@@ -185,6 +185,9 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   // --- lines
 
   private loadLines(): void {
+    if (this.index.record('store') === undefined && this.packs.numbers().length > 0) {
+      throw new Failure('the store has packs but its index is empty: restore the folder "index" from a backup');
+    }
     for (const [key, value] of this.index.records('line/')) {
       const record = value as LineRecord;
       if (record.version !== 1)
@@ -766,27 +769,32 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     }
     // A record that was cut off by the crash was never acknowledged; one in the middle was, and is reported below as a gap.
     for (const message of damaged) this.log('warn', `journal: ${message}`);
+    let gap = false;
     for (const line of this.lines.values()) {
       const own = records
         .filter((record) => record.line === line.record.id)
         .sort((a, b) => a.generation - b.generation);
-      this.adoptRecords(line, own);
+      if (!this.adoptRecords(line, own)) gap = true;
     }
     await this.digestAll();
-    this.journal.clear();
+    this.journal.clear(gap);
   }
 
-  /** Makes the valid records of a line its pending generations, up to the last one that is whole. */
-  private adoptRecords(line: Line, records: CommitRecord[]): void {
+  /** Makes the valid records of a line its pending generations, up to the last one that is whole. False: one was missing in between. */
+  private adoptRecords(line: Line, records: CommitRecord[]): boolean {
     const missing = new Set<number>();
     let open: Pending | null = null;
     let expected = line.head + 1;
+    let whole = true;
     for (const record of records) {
       if (record.generation !== expected) {
+        // A later record is there, so this one was acknowledged: not a crash but damage.
         this.log(
           'error',
-          `${line.name}: generation ${expected} is not in the journal, ${record.generation} is: refused`,
+          `${line.name}: generation ${expected} is damaged in the journal and those after it are left out; ` +
+            'the journal is kept as journal/*.damaged',
         );
+        whole = false;
         break;
       }
       expected++;
@@ -825,6 +833,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     if (open !== null)
       this.log('warn', `${line.name}: generation ${open.generation} is not whole in the journal and is left out`);
     for (const pending of line.pending) line.committed.merge(pending.changes, () => {});
+    return whole;
   }
 
   // --- administration

@@ -338,6 +338,35 @@ test('a missing pack is named, and the rest can be read', async () => {
   await again.close();
 });
 
+test('a damaged record in the middle of the journal is reported, nothing after it is taken, and the journal is kept', async () => {
+  const { medium, store } = await newStore();
+  const writer = await store.open('a', CLIENT);
+  for (let round = 1; round <= 3; round++) {
+    await writer.write(BLOCK, blockOf(round));
+    await writer.commit();
+  }
+  // Not closed: the process is gone. Slot 0 is the header, then block and record of each commit in turn.
+  const segment = `journal/${medium.files.list('journal')[0]}`;
+  medium.files.flipBit(segment, 8 * (4 * BLOCK + 50));
+  const logs: string[] = [];
+  const again = await openStore(medium, { log: (level, message) => logs.push(`${level} ${message}`) });
+  assert.equal(again.generation('a'), 2);
+  assert.equal(await value(again, 'a', 1), 1);
+  assert.ok(
+    logs.some((it) => /^error a: generation 3 is damaged/.test(it)),
+    logs.join('\n'),
+  );
+  assert.deepEqual(medium.files.list('journal').filter((it) => it.endsWith('.damaged')).length, 1);
+  await again.close();
+});
+
+test('a store whose index is gone is not taken for a new one', async () => {
+  const { medium, store } = await newStore();
+  await (await put(store, 'a', { 1: 1 })).close(true);
+  await store.close();
+  await assert.rejects(openStore({ files: medium.files, index: newMedium().index }), /index is empty/);
+});
+
 test('a full disk refuses and loses nothing that was committed', async () => {
   const { medium, store } = await newStore();
   await (await put(store, 'a', { 1: 1 })).close(true);
