@@ -78,7 +78,8 @@ export async function commonSources(root: string, firmwares: string[]): Promise<
         flags: [...includes, ...WARNINGS, '-Wno-missing-prototypes'],
       },
       { files: aot.modules, flags: [...includes, '-w'] },
-      { files: listC(wasm3, /^m3_.*\.c$/), flags: [...includes, '-w'] },
+      // wasm3 counts on integers that wrap.
+      { files: listC(wasm3, /^m3_.*\.c$/), flags: [...includes, '-w', '-fwrapv'] },
       { files: listC(join(mbedtls, 'library'), /\.c$/), flags: [...includes, '-w'] },
     ],
   };

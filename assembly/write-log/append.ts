@@ -109,7 +109,7 @@ export function sectorMask(block: u32, lba: u32, count: u32): u8 {
 export function append(lba: u32, count: u32, source: usize, begins: bool, ends: bool): bool {
   if (state == AppendState.ABANDONED && !abandonOn()) return false;
   if (state == AppendState.IDLE && !begin(lba, count)) return false;
-  if (!completeEdge(0, lba, count) || !completeEdge(1, lba, count)) return false;
+  if (!completeEdge(0) || !completeEdge(1)) return false;
   copyIn(lba, count, source);
   newlyDirty = 0;
   for (let i: u32 = 0; i < blocks; i++) enter(i, lba, count);
@@ -161,7 +161,7 @@ function edgeNeeded(block: u32, lba: u32, count: u32): bool {
 }
 
 /** Fills edge block 0 or 1 with what the card has of it. True when that is done. */
-function completeEdge(edge: i32, lba: u32, count: u32): bool {
+function completeEdge(edge: i32): bool {
   if (edgeState[edge] == EdgeState.HERE) return true;
   const i: u32 = edge == 0 ? 0 : blocks - 1;
   const block = firstBlock + i;

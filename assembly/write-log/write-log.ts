@@ -56,7 +56,6 @@ import {
   segmentPlace,
 } from '../local-store/record-log';
 import { recoveredDirtyBlocks, recoveredDirtyRecords, recoveredDirtySectors } from '../local-store/recovery';
-import { LogLevel, logEnd, logText, logValue } from '../log';
 import { MUTANT, Mutant } from '../mutant';
 import { NbdError, NbdState, nbdConnection, nbdFlush, nbdRelease, nbdRestart, nbdState, nbdUp } from '../nbd/client';
 import { AcknowledgementPoint, acknowledgementDelayMs, settings } from '../settings';

@@ -11,6 +11,7 @@ import type { NetworkPath } from './network.js';
 import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint, type CardSettings, encodeSettings } from './settings.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
 import { type BlockStore, DEFAULT_STORE_SIZE, type StoreDevice, storeDevice, storeImports } from './store.js';
+import { FileStore } from './store-file.js';
 import { MemoryStore } from './store-memory.js';
 import { STORE_REFUSALS } from './store-refusals.js';
 import { type CardNetwork, REAL_WORLD, type World } from './world.js';
@@ -33,6 +34,8 @@ export interface InProcessCardOptions {
   deviceNumber?: 0 | 1;
   /** The local store; memory of DEFAULT_STORE_SIZE when absent. The card does not close it. */
   store?: BlockStore | StoreDevice;
+  /** Instead: a local store in this file, made if it does not exist, closed when the card is stopped. */
+  storeFile?: string;
   /** Time, chance and network, if not the real ones. */
   world?: World;
 }
@@ -53,6 +56,7 @@ export class InProcessCard implements Card {
   readonly #world: World;
   readonly #record: Uint8Array;
   readonly #store: StoreDevice;
+  #file: FileStore | null = null;
   readonly #firmware: FirmwareExports;
   readonly #settings: CardSettings;
   readonly #path: NetworkPath;
@@ -75,7 +79,8 @@ export class InProcessCard implements Card {
     this.#memory = new WebAssembly.Memory({ initial: size / PAGE_SIZE, maximum: size / PAGE_SIZE });
     this.#bytes = new Uint8Array(this.#memory.buffer);
     this.#world = options.world ?? REAL_WORLD;
-    const store = options.store ?? new MemoryStore(DEFAULT_STORE_SIZE);
+    if (options.storeFile !== undefined) this.#file = new FileStore(options.storeFile, DEFAULT_STORE_SIZE);
+    const store = options.store ?? this.#file ?? new MemoryStore(DEFAULT_STORE_SIZE);
     this.#store =
       'start' in store ? store : storeDevice(store, (message) => this.onLog('warning', `local store: ${message}`));
     this.#network = this.#world.network([options.path]);
@@ -112,9 +117,7 @@ export class InProcessCard implements Card {
   async stop(timeoutMs = 10_000): Promise<number> {
     if (this.#running) await this.#until(() => this.statistics().lagBytes === 0, timeoutMs);
     const left = this.#running ? this.statistics().lagBytes : 0;
-    this.#running = false;
-    this.#cancelTimer?.();
-    this.#network.closeAll();
+    this.cut();
     return left;
   }
 
@@ -134,6 +137,8 @@ export class InProcessCard implements Card {
     this.#running = false;
     this.#cancelTimer?.();
     this.#network.closeAll();
+    this.#file?.close();
+    this.#file = null;
   }
 
   #started(): boolean {

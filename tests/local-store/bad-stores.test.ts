@@ -41,13 +41,17 @@ const REFUSED: BadStore[] = [
   {
     name: 'something else is on it',
     dirty: 0,
-    spoil: (rig) => SUPERBLOCKS.forEach((block) => rig.store.tamper(block, (data) => data.fill(0x5a))),
+    spoil: (rig) => {
+      for (const block of SUPERBLOCKS) rig.store.tamper(block, (data) => data.fill(0x5a));
+    },
     error: 'foreign',
   },
   {
     name: 'every superblock is half overwritten',
     dirty: 3,
-    spoil: (rig) => SUPERBLOCKS.forEach((block) => rig.store.tamper(block, (data) => data.fill(0x77, 100, 300))),
+    spoil: (rig) => {
+      for (const block of SUPERBLOCKS) rig.store.tamper(block, (data) => data.fill(0x77, 100, 300));
+    },
     error: 'damaged',
   },
   {

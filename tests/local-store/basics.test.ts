@@ -32,4 +32,42 @@ describe('local store', () => {
     assert.equal(rig.checkView(), 21);
     rig.drain();
   });
+
+  for (const point of ['received', 'stored'] as const) {
+    it(`FLUSH CACHE is not answered before the store has flushed: writes are done at "${point}"`, () => {
+      const rig = new StoreRig({ settings: { acknowledgementPoint: point } });
+      rig.powerOn();
+      rig.setReachable(false);
+      rig.store.holdFlushes = point === 'received';
+      assert.equal(rig.write(100, 8).failed, false);
+      rig.store.holdFlushes = true;
+      // At "stored" the write is stored already: a flush has nothing to wait for.
+      rig.startFlush();
+      rig.pass(1_000);
+      assert.equal(rig.busy, point === 'received');
+      rig.store.release();
+      assert.equal(rig.end().failed, false);
+      rig.powerOff();
+      rig.store.powerCut({ kind: 'lose-all' });
+      rig.powerOn();
+      rig.setReachable(true);
+      assert.equal(rig.checkView(), 1);
+    });
+  }
+
+  it('with the write cache off (SET FEATURES 82h) a write is done when it is stored, whatever the point', () => {
+    const rig = new StoreRig({ settings: { acknowledgementPoint: 'received' } });
+    rig.powerOn();
+    rig.setReachable(false);
+    assert.equal(rig.setWriteCache(false).failed, false);
+    rig.store.holdFlushes = true;
+    rig.startWrite(100, 8);
+    rig.pass(1_000);
+    assert.equal(rig.busy, true);
+    rig.store.release();
+    assert.equal(rig.end().failed, false);
+    assert.equal(rig.setWriteCache(true).failed, false);
+    rig.store.holdFlushes = true;
+    assert.equal(rig.write(200, 8).failed, false);
+  });
 });

@@ -16,6 +16,7 @@ import { History, SECTOR } from './history.js';
 const WRITE_DMA_EXT = 0x35;
 const READ_DMA_EXT = 0x25;
 const FLUSH_CACHE = 0xe7;
+const SET_FEATURES = 0xef;
 const LBA = 0x40;
 
 export interface RigOptions {
@@ -165,14 +166,35 @@ export class StoreRig {
     return outcome;
   }
 
+  /** A write whose data are all with the card; end() waits for its end. */
+  startWrite(lba: number, sectors: number): void {
+    this.#transfer(WRITE_DMA_EXT, lba, this.history.next(lba, sectors));
+  }
+
   read(lba: number, sectors: number, limitMs?: number): Outcome & { data: Buffer } {
     const data = Buffer.alloc(sectors * SECTOR);
     return { ...this.#dma(READ_DMA_EXT, lba, data, limitMs), data };
   }
 
   flush(): Outcome {
+    this.startFlush();
+    return this.end();
+  }
+
+  /** FLUSH CACHE is written to the command register. */
+  startFlush(): void {
     this.#start(FLUSH_CACHE, 0, 0);
-    return this.#end();
+  }
+
+  /** SET FEATURES 02h or 82h. */
+  setWriteCache(enabled: boolean): Outcome {
+    this.cable.writeRegister(Register.FEATURES, enabled ? 0x02 : 0x82);
+    this.#start(SET_FEATURES, 0, 0);
+    return this.end();
+  }
+
+  get busy(): boolean {
+    return (this.cable.readAlternateStatus() & STATUS_BSY) !== 0;
   }
 
   /** The whole disk as the PC sees it. */
@@ -223,6 +245,12 @@ export class StoreRig {
   }
 
   #dma(command: number, lba: number, data: Uint8Array, limitMs?: number): Outcome {
+    this.#transfer(command, lba, data, limitMs);
+    return this.end(limitMs);
+  }
+
+  /** Moves the data of a command; returns when the card wants no more of it, or has no more. */
+  #transfer(command: number, lba: number, data: Uint8Array, limitMs?: number): void {
     const { cable } = this;
     let moved = 0;
     const move = (): void => {
@@ -237,15 +265,16 @@ export class StoreRig {
     };
     this.#start(command, lba, data.length / SECTOR);
     while (
+      moved < data.length &&
       this.until(() => cable.dmaDirection() !== null || (cable.readAlternateStatus() & STATUS_BSY) === 0, limitMs) &&
       cable.dmaDirection() !== null
     ) {
       move();
     }
-    return this.#end(limitMs);
   }
 
-  #end(limitMs?: number): Outcome {
+  /** Waits until the command ends. */
+  end(limitMs?: number): Outcome {
     const ended = this.until(() => (this.cable.readAlternateStatus() & STATUS_BSY) === 0, limitMs);
     if (!ended) return { failed: false, status: 0, error: 0, cut: true };
     const status = this.cable.readRegister(Register.STATUS);
