@@ -59,33 +59,33 @@ export function adminOperations(store: Store, who: string, onProgress: AdminProg
     ls: async () => store.info(),
     create: async (name, size) => {
       checkImageName(name);
-      await store.create(name, size, who);
+      await store.images.create(name, size, who);
     },
     import: async (name, file) => {
       checkImageName(name);
-      await store.importRaw(name, file, onProgress, who);
+      await store.images.importRaw(name, file, onProgress, who);
     },
     export: async (name, file) => {
       const { line, at } = generationName(name);
-      await store.exportRaw(line, at, file, onProgress);
+      await store.images.exportRaw(line, at, file, onProgress);
     },
     clone: async (from, name) => {
       checkImageName(name);
       const { line, at } = generationName(from);
-      await store.clone(line, at, name, who);
+      await store.images.clone(line, at, name, who);
     },
     branch: async (from, branch) => {
       const { line, at } = generationName(from);
       if (branch.includes('/') || line.includes('/'))
         throw new Failure('a branch begins at an image: branch IMAGE[@GENERATION] NAME');
       checkLineName(`${line}/${branch}`);
-      await store.clone(line, at, `${line}/${branch}`, who);
+      await store.images.clone(line, at, `${line}/${branch}`, who);
     },
     snapshot: async (name, tag) => {
       const { line, at } = generationName(name);
-      await store.tag(line, tag, at);
+      await store.images.tag(line, tag, at);
     },
-    untag: async (name, tag) => store.untag(name, tag),
+    untag: async (name, tag) => store.images.untag(name, tag),
     log: async (name) => {
       await store.digest(store.line(name));
       return store.generations(name);
@@ -94,16 +94,16 @@ export function adminOperations(store: Store, who: string, onProgress: AdminProg
     rollback: async (name) => {
       const { line, at } = generationName(name);
       if (at === null) throw new Failure(`say to which generation: rollback ${line}@GENERATION`);
-      return store.rollback(line, at, who);
+      return store.images.rollback(line, at, who);
     },
-    rename: async (from, to) => store.rename(from, to),
-    rm: async (name) => store.remove(name),
+    rename: async (from, to) => store.images.rename(from, to),
+    rm: async (name) => store.images.remove(name),
     verify: async (names) => {
       for (const name of names) store.line(name);
       return verify(store, names, onProgress);
     },
     gc: async (retention) => {
-      const generationsForgotten = await store.applyRetention(parseRetention(retention ?? DEFAULT_RETENTION));
+      const generationsForgotten = await store.images.applyRetention(parseRetention(retention ?? DEFAULT_RETENTION));
       return { generationsForgotten, ...(await collectGarbage(store, onProgress)) };
     },
   };

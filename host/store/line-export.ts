@@ -331,7 +331,7 @@ export class LineExport implements OpenExport {
     const blocks = spilling.changedBlocks();
     try {
       const under = this.base ?? this.line.view;
-      const base = await this.store.buildView(under, spilling, this.size);
+      const base = await this.store.builder.buildView(under, spilling, this.size);
       if (this.lost !== null || this.spilling !== spilling) {
         base.close();
       } else {

@@ -118,3 +118,12 @@ export function mergePending(older: Pending, newer: Pending, journal: Journal): 
   older.why = newer.why;
   older.records.push(...newer.records);
 }
+
+/** Where a generation's record is in the index; their order is the order of the generations. */
+export function generationKey(line: number, generation: number): string {
+  return `${generationPrefix(line)}${generation.toString(16).padStart(14, '0')}`;
+}
+
+export function generationPrefix(line: number): string {
+  return `generation/${line.toString(16).padStart(8, '0')}/`;
+}
