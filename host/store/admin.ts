@@ -1,6 +1,7 @@
 // What an administrator can ask of a store, by name: called in process, or by the control socket of the server that holds the store.
 
 import { Failure } from '../failure.js';
+import type { CardState } from './cards.js';
 import { collectGarbage, type GarbageReport } from './garbage.js';
 import type { GenerationRecord } from './line.js';
 import { checkImageName, checkLineName, parseExportName } from './names.js';
@@ -27,6 +28,8 @@ export interface AdminOperations {
   snapshot(name: string, tag: string): Promise<void>;
   untag(name: string, tag: string): Promise<void>;
   log(name: string): Promise<GenerationRecord[]>;
+  cards(name: string): Promise<Record<string, CardState>>;
+  resolve(name: string, card: string, take: string): Promise<number>;
   diff(from: string, to: string): Promise<ByteRange[]>;
   rollback(name: string): Promise<number>;
   rename(from: string, to: string): Promise<void>;
@@ -45,6 +48,8 @@ export const ADMIN_VERBS = [
   'snapshot',
   'untag',
   'log',
+  'cards',
+  'resolve',
   'diff',
   'rollback',
   'rename',
@@ -89,6 +94,15 @@ export function adminOperations(store: Store, who: string, onProgress: AdminProg
     log: async (name) => {
       await store.digest(store.line(name));
       return store.generations(name);
+    },
+    cards: async (name) => {
+      await store.digest(store.line(name));
+      return store.line(name).record.cards ?? {};
+    },
+    resolve: async (name, card, take) => {
+      if (take !== 'branch' && take !== 'image')
+        throw new Failure(`--take ${take}: say branch (the card's side) or image (the other side)`);
+      return store.cards.resolve(name, card, take, who);
     },
     diff: async (from, to) => diff(store, from, to),
     rollback: async (name) => {

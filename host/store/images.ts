@@ -1,8 +1,9 @@
 // What administrators do to images and branches: each is one index transaction.
 
 import { Failure } from '../failure.js';
+import { type CardState, generationId } from './cards.js';
 import { emptyBatch, type IndexBatch } from './index.js';
-import { type GenerationRecord, generationKey, generationPrefix, type Line, type LineRecord } from './line.js';
+import { type GenerationRecord, generationKey, generationPrefix, idOf, type Line, type LineRecord } from './line.js';
 import { checkLineName, checkTag, imageOf } from './names.js';
 import { Overlay } from './overlay.js';
 import { expired, type Retention } from './retention.js';
@@ -24,6 +25,7 @@ export class Images {
     who: string,
     origin: LineRecord['origin'],
     first = 1,
+    inherited: { id: string; cards: Record<string, CardState> } | null = null,
   ): Promise<Line> {
     checkLineName(name);
     if (this.store.lines.has(name)) throw new Failure(`there is an image "${name}" already`);
@@ -43,7 +45,9 @@ export class Images {
       why,
       changedBlocks: 0,
       from: first,
+      id: inherited?.id ?? generationId(this.store.storeId.toString('hex'), id, timeMs, root.toString('hex')),
     };
+    if (inherited !== null) record.cards = inherited.cards;
     const batch = emptyBatch();
     batch.records.push(
       ['store', { version: 1, nextLine: id + 1 }],
@@ -85,7 +89,13 @@ export class Images {
   }
 
   /** A new image (or branch, when the name has a slash) that begins as a generation of another. */
-  async clone(from: string, at: number | string | null, name: string, who = 'administrator'): Promise<void> {
+  async clone(
+    from: string,
+    at: number | string | null,
+    name: string,
+    who = 'administrator',
+    cards: Record<string, CardState> = {},
+  ): Promise<void> {
     const record = await this.store.needGeneration(from, at);
     const isBranch = name.includes('/') && imageOf(name) === imageOf(from);
     await this.putLine(
@@ -96,6 +106,8 @@ export class Images {
       who,
       { line: from, generation: record.generation },
       isBranch ? record.generation : 1,
+      // A branch goes on with its image's history, so what a card knows of that is right here too.
+      isBranch ? { id: idOf(record), cards } : null,
     );
   }
 
@@ -128,6 +140,7 @@ export class Images {
     line.head = generation;
     const record: LineRecord = { ...line.record, head: generation, size };
     const batch = emptyBatch();
+    const id = generationId(line.headId, line.record.id, generation, timeMs, who, why);
     const made: GenerationRecord = {
       version: 1,
       generation,
@@ -138,6 +151,7 @@ export class Images {
       why,
       changedBlocks,
       from: generation,
+      id,
     };
     batch.records.push([generationKey(record.id, generation), made], [`line/${line.name}`, record]);
     try {
@@ -148,6 +162,7 @@ export class Images {
       throw error;
     }
     line.record = record;
+    line.digestedId = id;
     line.size = size;
     line.lastTimeMs = timeMs;
     line.layerChanges++;
@@ -156,7 +171,7 @@ export class Images {
     line.view.close();
     line.view = view;
     for (const opened of [...line.exports]) {
-      if (opened.hasWritten) opened.fence(`${line.name} was changed by ${who}: ${why}`);
+      if (opened.learnsOfChanges) opened.fence(`${line.name} was changed by ${who}: ${why}`);
     }
     this.store.emit('commit', line.name, generation, who);
     return generation;
@@ -178,9 +193,9 @@ export class Images {
     });
   }
 
-  private async changeLine(line: Line, change: (record: LineRecord) => void): Promise<void> {
+  async changeLine(line: Line, change: (record: LineRecord) => void): Promise<void> {
     await line.digesting;
-    const record: LineRecord = { ...line.record, tags: { ...line.record.tags } };
+    const record: LineRecord = { ...line.record, tags: { ...line.record.tags }, cards: { ...line.record.cards } };
     change(record);
     const batch = emptyBatch();
     batch.records.push([`line/${line.name}`, record]);
@@ -234,7 +249,8 @@ export class Images {
   /** Forgets generations; never the newest or a tagged one. */
   async forget(name: string, generations: number[]): Promise<void> {
     const line = this.store.line(name);
-    const kept = new Set([line.record.head, ...Object.values(line.record.tags)]);
+    const cards = Object.values(line.record.cards ?? {}).flatMap((it) => [it.generation, it.known]);
+    const kept = new Set([line.record.head, ...Object.values(line.record.tags), ...cards]);
     const batch: IndexBatch = emptyBatch();
     for (const generation of generations) {
       if (!kept.has(generation)) batch.records.push([generationKey(line.record.id, generation), undefined]);
