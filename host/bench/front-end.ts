@@ -25,7 +25,7 @@ const benchmark: Benchmark = {
   async run(options: BenchOptions, onProgress): Promise<Figure[]> {
     const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'ribbon-bench-'));
     const store = await Store.open(folder);
-    await store.create('bench', IMAGE_SIZE);
+    await store.images.create('bench', IMAGE_SIZE);
     const socket = path.join(folder, 'nbd.sock');
     const server = new ImageServer({ exports: store, listen: [{ kind: 'unix', path: socket }] });
     await server.listen();

@@ -110,7 +110,7 @@ async function series(folder: string, megabytes: number, onProgress: (text: stri
     borgSeconds += await seconds(() =>
       run('borg', ['create', '-C', 'zstd,3', `${repository}::${index}`, image], { env: environment }),
     );
-    ownSeconds += await seconds(() => store.importRaw(`image${index}`, image));
+    ownSeconds += await seconds(() => store.images.importRaw(`image${index}`, image));
   }
   await store.close();
   const size = images.length * megabytes;
@@ -140,7 +140,7 @@ async function operations(folder: string, quick: boolean, onProgress: (text: str
     figures.push({ name, value: it, unit, ...(atMost === undefined ? {} : { bar: atMost, atMost: true }) });
 
   onProgress('commit of 1,000 random blocks');
-  await store.create('large', 100 * 1024 ** 3);
+  await store.images.create('large', 100 * 1024 ** 3);
   const times: number[] = [];
   for (let round = 0; round < (quick ? 3 : 15); round++) {
     const writer = await store.open('large', CLIENT);
@@ -163,9 +163,9 @@ async function operations(folder: string, quick: boolean, onProgress: (text: str
   ] as const) {
     onProgress(`1 TiB, ${blocks} changed blocks ${label}`);
     const name = `terabyte-${run}`;
-    await store.create(name, 1024 ** 4);
+    await store.images.create(name, 1024 ** 4);
     const root = await changedTree(store, blocks, run);
-    await store.newGeneration(store.line(name), root, 1024 ** 4, 'bench', 'bench');
+    await store.images.newGeneration(store.line(name), root, 1024 ** 4, 'bench', 'bench');
     const opened = await store.open(name, CLIENT);
     let changed = 0;
     const taken = await seconds(async () => {
@@ -183,7 +183,7 @@ async function operations(folder: string, quick: boolean, onProgress: (text: str
 
   const clones: number[] = [];
   for (let round = 0; round < 11; round++)
-    clones.push(1000 * (await seconds(() => store.clone('terabyte-64', null, `clone${round}`))));
+    clones.push(1000 * (await seconds(() => store.images.clone('terabyte-64', null, `clone${round}`))));
   value('clone of 1 TiB, median', clones.sort((a, b) => a - b)[5], 'ms', 10);
 
   onProgress('memory');
@@ -208,7 +208,7 @@ async function changedTree(store: Store, count: number, run: number): Promise<Bu
       const number = done + index;
       return Math.floor(number / run) * stride + (number % run);
     });
-    root = await store.addBlocks(root, 1024 ** 4, 1024 ** 4, numbers, source, []);
+    root = await store.builder.addBlocks(root, 1024 ** 4, 1024 ** 4, numbers, source, []);
   }
   return root;
 }

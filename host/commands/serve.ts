@@ -7,6 +7,7 @@ import { ControlServer } from '../server/control.js';
 import { type ListenAddress, parseListen } from '../server/listen.js';
 import { ImageServer, type Log } from '../server/server.js';
 import { collectGarbage } from '../store/garbage.js';
+import type { Retention } from '../store/retention.js';
 import { Store } from '../store/store.js';
 
 export const DEFAULT_STORE = '.ribbon/store';
@@ -61,8 +62,8 @@ async function serve(options: Options): Promise<void> {
   }
 }
 
-async function tidy(store: Store, retention: Parameters<Store['applyRetention']>[0], log: Log): Promise<void> {
-  const forgotten = await store.applyRetention(retention);
+async function tidy(store: Store, retention: Retention, log: Log): Promise<void> {
+  const forgotten = await store.images.applyRetention(retention);
   if (forgotten === 0) return;
   const { bytesBefore, bytesAfter } = await collectGarbage(store);
   log('info', `upkeep: ${forgotten} generations forgotten, ${bytesBefore - bytesAfter} bytes freed`);

@@ -6,33 +6,23 @@
 // Memory of a connection is bounded: the input buffer, one staging buffer for a write's payload while one is arriving, and the output
 // that the client has not taken, which stops the session at once.
 
-import {
-  type Client,
-  type Done,
-  ExportError,
-  ExportRefused,
-  type Exports,
-  type Extent,
-  type OpenExport,
-} from './export.js';
+import { type Client, type Done, ExportError, type Exports, type Extent, type OpenExport } from './export.js';
+import { type MetaContext, NBD_REQUEST_MAX, NbdNegotiation, type NegotiatingSession } from './nbd-negotiation.js';
+import { NbdOutput } from './nbd-output.js';
 import * as nbd from './nbd-protocol.js';
+import * as ribbon from './ribbon-protocol.js';
 
 const INPUT_SIZE = 256 * 1024;
 /** A payload is handed to the export in pieces of this size at most, cut at multiples of it. */
 const STAGE_SIZE = 1024 * 1024;
 /** Read replies leave in chunks of this size at most. */
 const READ_CHUNK = 1024 * 1024;
-const OUTPUT_SIZE = 256 * 1024;
 /** Replies up to this size share an output buffer. */
 const SMALL_REPLY = 16 * 1024;
-/** The largest request; [NBD] asks for 32 MiB at least. */
-export const NBD_REQUEST_MAX = 32 * 1024 * 1024;
 /** Option data beyond this is skipped and answered with NBD_REP_ERR_TOO_BIG; names are at most 4096 bytes in [NBD]. */
 const OPTION_DATA_MAX = 16 * 1024;
 /** A client that sends more option data than this in one option is not one. */
 const OPTION_SKIP_MAX = 1024 * 1024;
-const STRING_MAX = 4096;
-const CONTEXTS_MAX = 16;
 const EXTENTS_MAX = 8192;
 const OPTIONS_MAX = 1000;
 
@@ -61,6 +51,9 @@ enum State {
   OPTION_SKIP,
   REQUEST,
   PAYLOAD,
+  /** A payload of a card's own commands: its head, then the rest. */
+  CARD_HEAD,
+  CARD_PAYLOAD,
   READING,
   CLOSED,
 }
@@ -72,12 +65,7 @@ export interface SessionCounters {
   errors: number;
 }
 
-interface MetaContext {
-  id: number;
-  name: string;
-}
-
-export class NbdSession {
+export class NbdSession implements NegotiatingSession {
   readonly counters: SessionCounters = { requests: 0, bytesRead: 0, bytesWritten: 0, errors: 0 };
   /** The name that the client has opened, once it has. */
   exportName: string | null = null;
@@ -87,16 +75,17 @@ export class NbdSession {
   private start = 0;
   private end = 0;
 
-  private noZeroes = false;
-  private structured = false;
+  private readonly negotiation = new NbdNegotiation(this);
   private options = 0;
   private option = 0;
   private optionLength = 0;
   private skip = 0;
 
   private export: OpenExport | null = null;
+  private structured = false;
   private contexts: MetaContext[] = [];
-  private contextsFor = '';
+  /** Set when the client is a card. */
+  private card: NbdNegotiation['card'] = null;
 
   // The request being worked on.
   private flags = 0;
@@ -106,14 +95,12 @@ export class NbdSession {
   private length = 0;
   private progress = 0;
   private failure: ExportError | null = null;
+  private writeHead: ribbon.WriteHead | null = null;
 
   private stage: Buffer | null = null;
   private stageFill = 0;
 
-  private output: Buffer | null = null;
-  private outputFill = 0;
-  private readonly spare: Buffer[] = [];
-  private readonly spareLarge: Buffer[] = [];
+  readonly output = new NbdOutput(READ_CHUNK + 4096, (bytes, sent) => this.send(bytes, sent));
 
   private blocked = false;
   private waiting = false;
@@ -123,25 +110,25 @@ export class NbdSession {
   private ended = false;
 
   constructor(
-    private readonly exports: Exports,
-    private readonly transport: Transport,
+    readonly exports: Exports,
+    readonly transport: Transport,
   ) {}
 
   /** Goes on inside TLS where the session outside has stopped: no second greeting, and nothing else of it counts. */
   static insideTls(exports: Exports, transport: Transport, outside: NbdSession): NbdSession {
     const session = new NbdSession(exports, transport);
-    session.noZeroes = outside.noZeroes;
+    session.negotiation.noZeroes = outside.negotiation.noZeroes;
     session.state = State.OPTION;
     return session;
   }
 
   /** Sends the greeting. */
   open(): void {
-    const out = this.reserve(18);
+    const out = this.output.reserve(18);
     out.buffer.writeBigUInt64BE(nbd.NBD_MAGIC, out.at);
     out.buffer.writeBigUInt64BE(nbd.IHAVEOPT, out.at + 8);
     out.buffer.writeUInt16BE(nbd.NBD_FLAG_FIXED_NEWSTYLE | nbd.NBD_FLAG_NO_ZEROES, out.at + 16);
-    this.sendOutput();
+    this.output.flush();
   }
 
   /** True once a client has opened an export: the handshake's time limit is over. */
@@ -234,7 +221,7 @@ export class NbdSession {
     } finally {
       this.running = false;
     }
-    this.sendOutput();
+    this.output.flush();
     this.finishIfEnded();
   }
 
@@ -257,8 +244,12 @@ export class NbdSession {
         return this.stepRequest();
       case State.PAYLOAD:
         return this.stepPayload();
+      case State.CARD_HEAD:
+        return this.stepCardHead();
+      case State.CARD_PAYLOAD:
+        return this.stepCardPayload();
       case State.READING:
-        return this.stepReading();
+        return this.card === null ? this.stepReading() : this.stepCardRead();
       case State.CLOSED:
         this.start = this.end;
         return false;
@@ -266,7 +257,7 @@ export class NbdSession {
   }
 
   /** Stops the session until the promise is settled. */
-  private wait(promise: Promise<void>, then: (error: unknown) => void): void {
+  wait(promise: Promise<void>, then: (error: unknown) => void): void {
     this.waiting = true;
     const settled = (error: unknown) => {
       this.waiting = false;
@@ -286,7 +277,7 @@ export class NbdSession {
   }
 
   /** The client broke the protocol beyond repair. */
-  private violation(message: string): false {
+  violation(message: string): false {
     this.transport.log('warn', `protocol violation: ${message}`);
     this.finish(false);
     return false;
@@ -298,15 +289,15 @@ export class NbdSession {
     this.finish(false);
   }
 
-  private finish(clean: boolean): void {
+  finish(clean: boolean): void {
     if (this.state === State.CLOSED) return;
     this.state = State.CLOSED;
     this.clean = clean;
     this.stage = null;
     const opened = this.export;
-    const done = opened?.close(clean);
+    const done = opened === null ? this.negotiation.close() : opened.close(clean);
     const end = () => {
-      this.sendOutput();
+      this.output.flush();
       this.ended = true;
       this.transport.end();
     };
@@ -332,7 +323,7 @@ export class NbdSession {
     if ((flags & ~(nbd.NBD_FLAG_FIXED_NEWSTYLE | nbd.NBD_FLAG_NO_ZEROES)) !== 0) {
       return this.violation(`unknown client flags ${hex(flags)}`);
     }
-    this.noZeroes = (flags & nbd.NBD_FLAG_NO_ZEROES) !== 0;
+    this.negotiation.noZeroes = (flags & nbd.NBD_FLAG_NO_ZEROES) !== 0;
     this.state = State.OPTION;
     return true;
   }
@@ -362,7 +353,7 @@ export class NbdSession {
     if (this.skip > 0) return false;
     if (this.option === nbd.NBD_OPT_EXPORT_NAME) return this.violation('export name too long');
     this.state = State.OPTION;
-    this.optionReply(nbd.NBD_REP_ERR_TOO_BIG, 'too much option data');
+    this.negotiation.answerTooBig(this.option);
     return true;
   }
 
@@ -371,239 +362,30 @@ export class NbdSession {
     const data = this.input.subarray(this.start, this.start + this.optionLength);
     this.start += this.optionLength;
     this.state = State.OPTION;
-    if (this.transport.tls === 'required' && !TLS_FREE_OPTIONS.has(this.option)) {
-      if (this.option === nbd.NBD_OPT_EXPORT_NAME) return this.violation('export name before TLS');
-      this.optionReply(nbd.NBD_REP_ERR_TLS_REQD, 'this server serves inside TLS only');
-      return true;
-    }
-    switch (this.option) {
-      case nbd.NBD_OPT_EXPORT_NAME:
-        return this.optionExportName(data);
-      case nbd.NBD_OPT_ABORT:
-        this.optionReply(nbd.NBD_REP_ACK);
-        this.finish(true);
-        return false;
-      case nbd.NBD_OPT_LIST:
-        this.optionList(data);
-        return true;
-      case nbd.NBD_OPT_STARTTLS:
-        return this.optionStartTls(data);
-      case nbd.NBD_OPT_INFO:
-      case nbd.NBD_OPT_GO:
-        this.optionInfo(data, this.option === nbd.NBD_OPT_GO);
-        return true;
-      case nbd.NBD_OPT_STRUCTURED_REPLY:
-        if (data.length > 0) this.optionReply(nbd.NBD_REP_ERR_INVALID, 'no data expected');
-        else {
-          this.structured = true;
-          this.optionReply(nbd.NBD_REP_ACK);
-        }
-        return true;
-      case nbd.NBD_OPT_LIST_META_CONTEXT:
-      case nbd.NBD_OPT_SET_META_CONTEXT:
-        this.optionMetaContext(data, this.option === nbd.NBD_OPT_SET_META_CONTEXT);
-        return true;
-      default:
-        this.optionReply(nbd.NBD_REP_ERR_UNSUP);
-        return true;
-    }
+    return this.negotiation.answer(this.option, data);
   }
 
-  private optionReply(type: number, data: Buffer | string = ''): void {
-    const bytes = typeof data === 'string' ? Buffer.from(data) : data;
-    const out = this.reserve(20 + bytes.length);
-    out.buffer.writeBigUInt64BE(nbd.NBD_REP_MAGIC, out.at);
-    out.buffer.writeUInt32BE(this.option, out.at + 8);
-    out.buffer.writeUInt32BE(type >>> 0, out.at + 12);
-    out.buffer.writeUInt32BE(bytes.length, out.at + 16);
-    bytes.copy(out.buffer, out.at + 20);
+  get inputWaits(): boolean {
+    return this.end > this.start;
   }
 
-  private optionStartTls(data: Buffer): boolean {
-    if (data.length > 0) this.optionReply(nbd.NBD_REP_ERR_INVALID, 'no data expected');
-    else if (this.transport.client.tls) this.optionReply(nbd.NBD_REP_ERR_INVALID, 'TLS is on already');
-    else if (this.transport.tls === 'none') this.optionReply(nbd.NBD_REP_ERR_POLICY, 'this server has no TLS');
-    else {
-      // Bytes that follow in clear text could be an injection: nothing may follow before the handshake.
-      if (this.end > this.start) return this.violation('bytes between STARTTLS and the TLS handshake');
-      this.optionReply(nbd.NBD_REP_ACK);
-      this.state = State.CLOSED;
-      this.sendOutput();
-      this.transport.startTls();
-      return false;
-    }
-    return true;
+  /** All bytes that follow are TLS's. */
+  startTls(): void {
+    this.state = State.CLOSED;
+    this.output.flush();
+    this.transport.startTls();
   }
 
-  private optionList(data: Buffer): void {
-    if (data.length > 0) {
-      this.optionReply(nbd.NBD_REP_ERR_INVALID, 'no data expected');
-      return;
-    }
-    for (const listing of this.exports.list(this.transport.client)) {
-      const name = Buffer.from(listing.name);
-      const description = Buffer.from(listing.description);
-      const reply = Buffer.alloc(4 + name.length + description.length);
-      reply.writeUInt32BE(name.length);
-      name.copy(reply, 4);
-      description.copy(reply, 4 + name.length);
-      this.optionReply(nbd.NBD_REP_SERVER, reply);
-    }
-    this.optionReply(nbd.NBD_REP_ACK);
-  }
-
-  /** Opens an export and goes on, at once or later; refusals are answered by `refused`. */
-  private openExport(
-    name: string,
-    opened: (opened: OpenExport) => void,
-    refused: (error: ExportRefused) => void,
-  ): void {
-    const failed = (error: unknown) => {
-      if (!(error instanceof ExportRefused)) throw error;
-      this.transport.log('warn', `refused export "${printable(name)}": ${error.message}`);
-      refused(error);
-    };
-    let result: OpenExport | Promise<OpenExport>;
-    try {
-      result = this.exports.open(name, this.transport.client);
-    } catch (error) {
-      failed(error);
-      return;
-    }
-    if (!(result instanceof Promise)) {
-      opened(result);
-      return;
-    }
-    let value: OpenExport | null = null;
-    this.wait(
-      result.then((it) => {
-        value = it;
-        if (this.state === State.CLOSED) return it.close(false);
-        return undefined;
-      }),
-      (error) => {
-        if (error !== undefined) failed(error);
-        else opened(value!);
-      },
-    );
-  }
-
-  private optionExportName(data: Buffer): boolean {
-    const name = parseName(data);
-    if (name === null) return this.violation('export name is not UTF-8 without NUL, or too long');
-    this.openExport(
-      name,
-      (opened) => {
-        const out = this.reserve(this.noZeroes ? 10 : 134);
-        out.buffer.writeBigUInt64BE(BigInt(opened.size), out.at);
-        out.buffer.writeUInt16BE(this.transmissionFlags(opened), out.at + 8);
-        if (!this.noZeroes) out.buffer.fill(0, out.at + 10, out.at + 134);
-        this.transmit(opened, name);
-      },
-      () => this.finish(false),
-    );
-    return true;
-  }
-
-  private optionInfo(data: Buffer, go: boolean): void {
-    const request = parseInfoRequest(data);
-    if (request === null) {
-      this.optionReply(nbd.NBD_REP_ERR_INVALID, 'malformed NBD_OPT_INFO or NBD_OPT_GO');
-      return;
-    }
-    this.openExport(
-      request.name,
-      (opened) => {
-        const info = Buffer.alloc(12);
-        info.writeUInt16BE(nbd.NBD_INFO_EXPORT);
-        info.writeBigUInt64BE(BigInt(opened.size), 2);
-        info.writeUInt16BE(this.transmissionFlags(opened), 10);
-        this.optionReply(nbd.NBD_REP_INFO, info);
-        const blockSize = Buffer.alloc(14);
-        blockSize.writeUInt16BE(nbd.NBD_INFO_BLOCK_SIZE);
-        blockSize.writeUInt32BE(1, 2);
-        blockSize.writeUInt32BE(4096, 6);
-        blockSize.writeUInt32BE(NBD_REQUEST_MAX, 10);
-        this.optionReply(nbd.NBD_REP_INFO, blockSize);
-        for (const type of request.types) {
-          if (type === nbd.NBD_INFO_NAME) this.infoText(type, request.name);
-          if (type === nbd.NBD_INFO_DESCRIPTION) this.infoText(type, opened.description);
-        }
-        this.optionReply(nbd.NBD_REP_ACK);
-        if (go) this.transmit(opened, request.name);
-        else this.closeUnused(opened);
-      },
-      (error) =>
-        this.optionReply(error.reason === 'policy' ? nbd.NBD_REP_ERR_POLICY : nbd.NBD_REP_ERR_UNKNOWN, error.message),
-    );
-  }
-
-  private infoText(type: number, text: string): void {
-    const bytes = Buffer.from(text);
-    const reply = Buffer.alloc(2 + bytes.length);
-    reply.writeUInt16BE(type);
-    bytes.copy(reply, 2);
-    this.optionReply(nbd.NBD_REP_INFO, reply);
-  }
-
-  private closeUnused(opened: OpenExport): void {
-    const done = opened.close(true);
-    if (done !== undefined) this.wait(done, () => {});
-  }
-
-  private optionMetaContext(data: Buffer, set: boolean): void {
-    const request = parseMetaContextRequest(data);
-    if (set) this.contexts = [];
-    if (request === null) {
-      this.optionReply(nbd.NBD_REP_ERR_INVALID, 'malformed meta context request');
-      return;
-    }
-    if (!this.structured) {
-      this.optionReply(nbd.NBD_REP_ERR_INVALID, 'structured replies come first');
-      return;
-    }
-    this.openExport(
-      request.name,
-      (opened) => {
-        const names = new Set<string>();
-        const queries = request.queries.length === 0 && !set ? [''] : request.queries;
-        for (const query of queries) for (const name of opened.metaContexts(query)) names.add(name);
-        const found = [...names].slice(0, CONTEXTS_MAX).map((name, index) => ({ id: set ? index + 1 : 0, name }));
-        for (const context of found) {
-          const text = Buffer.from(context.name);
-          const reply = Buffer.alloc(4 + text.length);
-          reply.writeUInt32BE(context.id);
-          text.copy(reply, 4);
-          this.optionReply(nbd.NBD_REP_META_CONTEXT, reply);
-        }
-        if (set) {
-          this.contexts = found;
-          this.contextsFor = request.name;
-        }
-        this.optionReply(nbd.NBD_REP_ACK);
-        this.closeUnused(opened);
-      },
-      (error) =>
-        this.optionReply(error.reason === 'policy' ? nbd.NBD_REP_ERR_POLICY : nbd.NBD_REP_ERR_UNKNOWN, error.message),
-    );
-  }
-
-  private transmissionFlags(opened: OpenExport): number {
-    let flags = nbd.NBD_FLAG_HAS_FLAGS | nbd.NBD_FLAG_SEND_FLUSH | nbd.NBD_FLAG_SEND_FUA | nbd.NBD_FLAG_SEND_CACHE;
-    if (opened.readOnly) flags |= nbd.NBD_FLAG_READ_ONLY;
-    else flags |= nbd.NBD_FLAG_SEND_TRIM | nbd.NBD_FLAG_SEND_WRITE_ZEROES | nbd.NBD_FLAG_SEND_FAST_ZERO;
-    if (opened.multiConnection) flags |= nbd.NBD_FLAG_CAN_MULTI_CONN;
-    if (this.structured) flags |= nbd.NBD_FLAG_SEND_DF;
-    return flags;
-  }
-
-  private transmit(opened: OpenExport, name: string): void {
+  transmit(opened: OpenExport, name: string): void {
     this.export = opened;
     opened.onLost = (reason) => this.abort(reason);
     this.exportName = name;
-    // [NBD]: contexts selected for another export name do not count.
-    if (this.contextsFor !== name) this.contexts = [];
+    this.structured = this.negotiation.structured;
+    this.contexts = this.negotiation.contexts;
+    this.card = this.negotiation.card;
     this.state = State.REQUEST;
+    // It may have been lost between being opened and now.
+    if (typeof opened.lostReason === 'string') this.abort(opened.lostReason);
   }
 
   // --- transmission
@@ -633,6 +415,12 @@ export class NbdSession {
       case nbd.NBD_CMD_DISC:
         this.finish(true);
         return false;
+      case ribbon.NBD_CMD_WRITE_PIECES:
+      case ribbon.NBD_CMD_ASK:
+        if (this.card === null) break;
+        if (this.length > ribbon.RANGE_MAX) return this.violation(`a card's write of ${this.length} bytes`);
+        this.state = this.command === ribbon.NBD_CMD_ASK ? State.CARD_PAYLOAD : State.CARD_HEAD;
+        return true;
     }
     if (this.failure !== null) {
       this.replyError(this.cookie, this.failure);
@@ -661,16 +449,24 @@ export class NbdSession {
 
   /** What is wrong with the request, if anything. */
   private checkRequest(): ExportError | null {
-    const known = COMMAND_FLAGS[this.command];
+    const isCards = this.command === ribbon.NBD_CMD_WRITE_PIECES || this.command === ribbon.NBD_CMD_ASK;
+    const known = isCards && this.card !== null ? 0 : COMMAND_FLAGS[this.command];
     if (known === undefined) return new ExportError('EINVAL', `unknown command ${this.command}`);
     if (this.command === nbd.NBD_CMD_DISC) return null;
     if ((this.flags & ~known) !== 0) return new ExportError('EINVAL', `unknown flags ${hex(this.flags)}`);
     if ((this.flags & nbd.NBD_CMD_FLAG_DF) !== 0 && !this.structured) {
       return new ExportError('EINVAL', 'DF without structured replies');
     }
-    if (this.command === nbd.NBD_CMD_FLUSH) return null;
+    const { card } = this;
+    if (card !== null && (this.flags & nbd.NBD_CMD_FLAG_FUA) !== 0)
+      return new ExportError('EINVAL', 'FUA of a card: a commit needs its record number');
+    if (this.command === nbd.NBD_CMD_FLUSH) {
+      if (card === null || (this.offset > card.lastRecord && Number.isSafeInteger(this.offset))) return null;
+      return new ExportError('EINVAL', `record ${this.offset} after ${card.lastRecord}`);
+    }
     const opened = this.export!;
     const writes =
+      isCards ||
       this.command === nbd.NBD_CMD_WRITE ||
       this.command === nbd.NBD_CMD_TRIM ||
       this.command === nbd.NBD_CMD_WRITE_ZEROES;
@@ -681,6 +477,14 @@ export class NbdSession {
     }
     const moves = this.command === nbd.NBD_CMD_READ || this.command === nbd.NBD_CMD_WRITE;
     if (moves && this.length > NBD_REQUEST_MAX) return new ExportError('EOVERFLOW', 'more than 32 MiB');
+    if (card !== null && this.command === nbd.NBD_CMD_READ && this.length > ribbon.RANGE_MAX)
+      return new ExportError('EINVAL', 'a card reads at most 128 KiB');
+    if (this.command === ribbon.NBD_CMD_ASK) {
+      if ((card!.features & ribbon.FLAG_ASK) === 0 || opened.writeKnown === undefined)
+        return new ExportError('EINVAL', 'ASK was not agreed');
+      if (this.offset % ribbon.PIECE !== 0 || this.length % ribbon.PIECE !== 0)
+        return new ExportError('EINVAL', 'ASK about parts of blocks');
+    }
     if (this.command === nbd.NBD_CMD_BLOCK_STATUS && this.contexts.length === 0) {
       return new ExportError('EINVAL', 'no meta context was selected');
     }
@@ -778,7 +582,146 @@ export class NbdSession {
       });
   }
 
+  // --- a card's own commands
+
+  /** The next `length` bytes of input in one piece, null when they have not all come; at most half of the input buffer. */
+  private gather(length: number): Buffer | null {
+    if (this.start + length > INPUT_SIZE) {
+      this.input.copy(this.input, 0, this.start, this.end);
+      this.end -= this.start;
+      this.start = 0;
+    }
+    if (this.end - this.start < length) return null;
+    const bytes = this.input.subarray(this.start, this.start + length);
+    this.start += length;
+    return bytes;
+  }
+
+  private stepCardHead(): boolean {
+    const head = this.gather(ribbon.WRITE_HEAD);
+    if (head === null) return false;
+    this.writeHead = ribbon.parseWriteHead(head, this.offset, this.length);
+    if (this.writeHead === null) return this.violation('a malformed WRITE_PIECES');
+    this.state = State.CARD_PAYLOAD;
+    return true;
+  }
+
+  private stepCardPayload(): boolean {
+    const asks = this.command === ribbon.NBD_CMD_ASK;
+    const blocks = Math.ceil(this.length / ribbon.PIECE);
+    const payload = this.gather(asks ? blocks * ribbon.HASH : this.writeHead!.rest);
+    if (payload === null) return false;
+    this.state = State.REQUEST;
+    if (this.failure !== null) {
+      this.replyError(this.cookie, this.failure);
+      return true;
+    }
+    const cookie = Buffer.from(this.cookie);
+    const work = asks ? this.ask(Buffer.from(payload), blocks, cookie) : this.writePieces(payload, cookie);
+    if (work === undefined) return true;
+    this.wait(work, (error) => {
+      if (error !== undefined) this.replyError(cookie, asExportError(error));
+    });
+    return false;
+  }
+
+  private writePieces(rest: Buffer, cookie: Buffer): Done {
+    const pieces = ribbon.decodePieces(this.writeHead!, rest, this.offset, this.length);
+    if (pieces === null) {
+      this.replyError(cookie, new ExportError('EIO', 'damaged on its way: send it again'));
+      return undefined;
+    }
+    const waits: Promise<void>[] = [];
+    try {
+      for (let first = 0; first < pieces.length; ) {
+        // Pieces that follow each other are one write.
+        let last = first;
+        while (last + 1 < pieces.length && pieces[last + 1].at === pieces[last].at + pieces[last].bytes.length) last++;
+        const run = pieces.slice(first, last + 1).map((it) => it.bytes);
+        const done = this.export!.write(this.offset + pieces[first].at, run.length === 1 ? run[0] : Buffer.concat(run));
+        if (done !== undefined) waits.push(done);
+        first = last + 1;
+      }
+    } catch (error) {
+      this.replyError(cookie, asExportError(error));
+      return undefined;
+    }
+    this.counters.bytesWritten += this.length;
+    if (waits.length === 0) {
+      this.replySuccess(cookie);
+      return undefined;
+    }
+    return Promise.all(waits).then(() => this.replySuccess(cookie));
+  }
+
+  private async ask(hashes: Buffer, blocks: number, cookie: Buffer): Promise<void> {
+    const offset = this.offset;
+    let mask = 0;
+    for (let i = 0; i < blocks; i++) {
+      const hash = hashes.subarray(i * ribbon.HASH, (i + 1) * ribbon.HASH);
+      if (await this.export!.writeKnown!(offset + i * ribbon.PIECE, hash)) mask |= 1 << i;
+    }
+    const out = this.output.reserve(24);
+    this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_KNOWN, 4, true);
+    out.buffer.writeUInt32BE(mask >>> 0, out.at + 20);
+  }
+
+  private stepCardRead(): boolean {
+    const cookie = Buffer.from(this.cookie);
+    const { offset, length } = this;
+    const data = Buffer.allocUnsafe(length);
+    this.state = State.REQUEST;
+    const reply = () => {
+      this.counters.bytesRead += length;
+      const payload = ribbon.encodeRead(offset, data, (this.card!.features & ribbon.FLAG_DEFLATE) !== 0);
+      const out = this.output.reserve(20 + payload.length);
+      this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_PIECES, payload.length, true);
+      payload.copy(out.buffer, out.at + 20);
+    };
+    let done: Done;
+    try {
+      done = this.export!.read(offset, data);
+    } catch (error) {
+      this.replyError(cookie, asExportError(error));
+      return true;
+    }
+    if (done === undefined) {
+      reply();
+      return true;
+    }
+    this.wait(done, (error) => {
+      if (error === undefined) reply();
+      else this.replyError(cookie, asExportError(error));
+    });
+    return false;
+  }
+
+  private startCardCommit(): void {
+    const cookie = Buffer.from(this.cookie);
+    this.card!.lastRecord = this.offset;
+    this.export!.commitCard!(this.offset)
+      .then(
+        ({ generation, id }) => {
+          if (this.state === State.CLOSED) return;
+          const out = this.output.reserve(36);
+          this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_COMMITTED, 16, true);
+          out.buffer.writeBigUInt64BE(BigInt(generation), out.at + 20);
+          out.buffer.write(id, out.at + 28, 'hex');
+        },
+        (error: unknown) => {
+          if (this.state !== State.CLOSED) this.replyError(cookie, asExportError(error));
+        },
+      )
+      .then(() => {
+        if (this.state !== State.CLOSED && !this.running) this.output.flush();
+      });
+  }
+
   private startCommit(): void {
+    if (this.card !== null) {
+      this.startCardCommit();
+      return;
+    }
     const cookie = Buffer.from(this.cookie);
     let done: Done;
     try {
@@ -795,7 +738,7 @@ export class NbdSession {
       if (this.state === State.CLOSED) return;
       if (error === undefined) this.replySuccess(cookie);
       else this.replyError(cookie, asExportError(error));
-      if (!this.running) this.sendOutput();
+      if (!this.running) this.output.flush();
     };
     done.then(
       () => settled(undefined),
@@ -810,7 +753,7 @@ export class NbdSession {
       const count = Math.min(this.length - this.progress, READ_CHUNK);
       const last = this.progress + count === this.length;
       const header = this.structured ? 28 : this.progress === 0 ? 16 : 0;
-      const out = this.reserve(header + count);
+      const out = this.output.reserve(header + count);
       const at = out.at;
       const data = out.buffer.subarray(at + header, at + header + count);
       const position = this.offset + this.progress;
@@ -827,7 +770,7 @@ export class NbdSession {
         this.awaitRead(done, header + count, count);
         return false;
       }
-      if (this.outputFill > SMALL_REPLY * 4) this.sendOutput();
+      if (this.output.length > SMALL_REPLY * 4) this.output.flush();
     }
     this.readDone();
     return true;
@@ -835,14 +778,9 @@ export class NbdSession {
 
   /** Keeps the output back until the chunk at its end is filled; replies to commits may overtake it in another buffer. */
   private awaitRead(done: Promise<void>, reserved: number, count: number): void {
-    const held = this.output;
-    const heldFill = this.outputFill;
-    this.output = null;
-    this.outputFill = 0;
+    const release = this.output.hold();
     this.wait(done, (error) => {
-      this.sendOutput();
-      this.output = held;
-      this.outputFill = heldFill;
+      release();
       if (error === undefined) {
         this.readDone();
         return;
@@ -860,7 +798,7 @@ export class NbdSession {
 
   /** Takes back the chunk whose data could not be read and says so instead. */
   private readFailed(error: ExportError, reserved: number): void {
-    this.outputFill -= reserved;
+    this.output.takeBack(reserved);
     if (!this.structured && this.progress > 0) {
       // A simple reply has promised the data already: [NBD] leaves only a disconnect.
       this.transport.log('error', `read failed in the middle of a simple reply: ${error.message}`);
@@ -890,7 +828,7 @@ export class NbdSession {
 
   private replySuccess(cookie: Buffer): void {
     // A simple reply is allowed for every command but READ, and BLOCK_STATUS; it is 4 bytes shorter than a structured one.
-    const out = this.reserve(16);
+    const out = this.output.reserve(16);
     out.buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, out.at);
     out.buffer.writeUInt32BE(0, out.at + 4);
     cookie.copy(out.buffer, out.at + 8);
@@ -900,14 +838,14 @@ export class NbdSession {
     this.counters.errors++;
     const errno = nbd.NBD_ERRNO[error.errno];
     if (!this.structured) {
-      const out = this.reserve(16);
+      const out = this.output.reserve(16);
       out.buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, out.at);
       out.buffer.writeUInt32BE(errno, out.at + 4);
       cookie.copy(out.buffer, out.at + 8);
       return;
     }
     const text = Buffer.from(error.message).subarray(0, 200);
-    const out = this.reserve(20 + 6 + text.length);
+    const out = this.output.reserve(20 + 6 + text.length);
     this.writeChunkHeader(out.buffer, out.at, cookie, nbd.NBD_REPLY_TYPE_ERROR, 6 + text.length, true);
     out.buffer.writeUInt32BE(errno, out.at + 20);
     out.buffer.writeUInt16BE(text.length, out.at + 24);
@@ -915,7 +853,8 @@ export class NbdSession {
   }
 
   private replyStatus(): void {
-    const limit = (this.flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : EXTENTS_MAX;
+    const most = this.card === null ? EXTENTS_MAX : ribbon.EXTENTS_MAX;
+    const limit = (this.flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : most;
     const found: Extent[][] = [];
     try {
       for (const context of this.contexts) {
@@ -928,7 +867,7 @@ export class NbdSession {
     for (const [index, context] of this.contexts.entries()) {
       const extents = found[index];
       const length = 4 + 8 * extents.length;
-      const out = this.reserve(20 + length);
+      const out = this.output.reserve(20 + length);
       const last = index === this.contexts.length - 1;
       this.writeChunkHeader(out.buffer, out.at, this.cookie, nbd.NBD_REPLY_TYPE_BLOCK_STATUS, length, last);
       out.buffer.writeUInt32BE(context.id, out.at + 20);
@@ -956,37 +895,11 @@ export class NbdSession {
     buffer.writeUInt32BE(length, at + 16);
   }
 
-  // --- output
-
-  /** Room for `length` bytes at the end of the output. */
-  private reserve(length: number): { buffer: Buffer; at: number } {
-    if (this.output !== null && this.outputFill + length > this.output.length) this.sendOutput();
-    if (this.output === null) {
-      if (length > OUTPUT_SIZE) this.output = this.spareLarge.pop() ?? Buffer.allocUnsafeSlow(READ_CHUNK + 4096);
-      else this.output = this.spare.pop() ?? Buffer.allocUnsafeSlow(OUTPUT_SIZE);
-      if (length > this.output.length) this.output = Buffer.allocUnsafeSlow(length);
-    }
-    const place = { buffer: this.output, at: this.outputFill };
-    this.outputFill += length;
-    return place;
-  }
-
-  private sendOutput(): void {
-    const buffer = this.output;
-    if (buffer === null || this.outputFill === 0) return;
-    this.output = null;
-    const count = this.outputFill;
-    this.outputFill = 0;
+  private send(bytes: Buffer, sent: () => void): void {
     if (this.inputEnded || this.ended) return;
-    const more = this.transport.send(buffer.subarray(0, count), () => {
-      const pool = buffer.length === OUTPUT_SIZE ? this.spare : this.spareLarge;
-      if (pool.length < 2 && buffer.length <= READ_CHUNK + 4096) pool.push(buffer);
-    });
-    if (!more) this.blocked = true;
+    if (!this.transport.send(bytes, sent)) this.blocked = true;
   }
 }
-
-const TLS_FREE_OPTIONS = new Set([nbd.NBD_OPT_ABORT, nbd.NBD_OPT_STARTTLS]);
 
 /** The flags that each command may carry. FUA is allowed on every one: [NBD] "valid for all commands", meaningless on most. */
 const COMMAND_FLAGS: Record<number, number> = {
@@ -1000,52 +913,6 @@ const COMMAND_FLAGS: Record<number, number> = {
   [nbd.NBD_CMD_BLOCK_STATUS]: nbd.NBD_CMD_FLAG_FUA | nbd.NBD_CMD_FLAG_REQ_ONE,
 };
 
-const utf8 = new TextDecoder('utf-8', { fatal: true });
-
-/** A name or query as [NBD] allows it, or null. */
-export function parseName(bytes: Uint8Array): string | null {
-  if (bytes.length > STRING_MAX || bytes.includes(0)) return null;
-  try {
-    return utf8.decode(bytes);
-  } catch {
-    return null;
-  }
-}
-
-function parseInfoRequest(data: Buffer): { name: string; types: number[] } | null {
-  if (data.length < 6) return null;
-  const nameLength = data.readUInt32BE();
-  if (nameLength > data.length - 6) return null;
-  const name = parseName(data.subarray(4, 4 + nameLength));
-  const count = data.readUInt16BE(4 + nameLength);
-  if (name === null || data.length !== 6 + nameLength + 2 * count) return null;
-  const types = Array.from({ length: count }, (_, index) => data.readUInt16BE(6 + nameLength + 2 * index));
-  return { name, types };
-}
-
-function parseMetaContextRequest(data: Buffer): { name: string; queries: string[] } | null {
-  if (data.length < 8) return null;
-  const nameLength = data.readUInt32BE();
-  if (nameLength > data.length - 8) return null;
-  const name = parseName(data.subarray(4, 4 + nameLength));
-  if (name === null) return null;
-  let at = 4 + nameLength;
-  const count = data.readUInt32BE(at);
-  at += 4;
-  const queries: string[] = [];
-  for (let index = 0; index < count; index++) {
-    if (data.length - at < 4) return null;
-    const length = data.readUInt32BE(at);
-    at += 4;
-    if (length > data.length - at) return null;
-    const query = parseName(data.subarray(at, at + length));
-    if (query === null) return null;
-    queries.push(query);
-    at += length;
-  }
-  return at === data.length ? { name, queries } : null;
-}
-
 function asExportError(error: unknown): ExportError {
   if (error instanceof ExportError) return error;
   const code = (error as { code?: unknown } | null)?.code;
@@ -1056,10 +923,4 @@ function asExportError(error: unknown): ExportError {
 
 function hex(value: number): string {
   return `0x${(value >>> 0).toString(16)}`;
-}
-
-/** A client's text for the log: no control characters, not endless. */
-export function printable(text: string): string {
-  const short = text.length > 80 ? `${text.slice(0, 80)}…` : text;
-  return JSON.stringify(short).slice(1, -1);
 }

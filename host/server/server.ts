@@ -10,7 +10,8 @@ import { Failure } from '../failure.js';
 import type { TlsSettings } from './config.js';
 import type { Client, Exports } from './export.js';
 import { type ListenAddress, nbdUri } from './listen.js';
-import { NbdSession, printable, type Transport } from './nbd-session.js';
+import { printable } from './nbd-negotiation.js';
+import { NbdSession, type Transport } from './nbd-session.js';
 
 export type LogLevel = 'info' | 'warn' | 'error';
 export type Log = (level: LogLevel, message: string) => void;

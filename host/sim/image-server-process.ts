@@ -37,7 +37,9 @@ const REQUESTS: {
     files.onCommit = (image, generation) => report({ kind: 'commit', image, generation });
   },
   async importRaw({ name, file }) {
-    await store?.importRaw(name, file, (done, total) => report({ kind: 'progress', percent: (100 * done) / total }));
+    await store?.images.importRaw(name, file, (done, total) =>
+      report({ kind: 'progress', percent: (100 * done) / total }),
+    );
   },
   async listen({ socket }) {
     server = new ImageServer({

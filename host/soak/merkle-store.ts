@@ -92,7 +92,7 @@ export class MerkleStore implements ImageBackend {
       },
     );
     if (this.#disk !== disk) return;
-    if (!store.has(EXPORT_NAME)) await store.create(EXPORT_NAME, this.size);
+    if (!store.has(EXPORT_NAME)) await store.images.create(EXPORT_NAME, this.size);
     if (this.#disk !== disk) return;
     store.on('commit', (_line, generation) => {
       if (this.#disk === disk) this.#durable(generation);

@@ -1,6 +1,7 @@
 // What an administrator can ask of a store, by name: called in process, or by the control socket of the server that holds the store.
 
 import { Failure } from '../failure.js';
+import type { CardState } from './cards.js';
 import { collectGarbage, type GarbageReport } from './garbage.js';
 import type { GenerationRecord } from './line.js';
 import { checkImageName, checkLineName, parseExportName } from './names.js';
@@ -27,6 +28,8 @@ export interface AdminOperations {
   snapshot(name: string, tag: string): Promise<void>;
   untag(name: string, tag: string): Promise<void>;
   log(name: string): Promise<GenerationRecord[]>;
+  cards(name: string): Promise<Record<string, CardState>>;
+  resolve(name: string, card: string, take: string): Promise<number>;
   diff(from: string, to: string): Promise<ByteRange[]>;
   rollback(name: string): Promise<number>;
   rename(from: string, to: string): Promise<void>;
@@ -45,6 +48,8 @@ export const ADMIN_VERBS = [
   'snapshot',
   'untag',
   'log',
+  'cards',
+  'resolve',
   'diff',
   'rollback',
   'rename',
@@ -59,51 +64,60 @@ export function adminOperations(store: Store, who: string, onProgress: AdminProg
     ls: async () => store.info(),
     create: async (name, size) => {
       checkImageName(name);
-      await store.create(name, size, who);
+      await store.images.create(name, size, who);
     },
     import: async (name, file) => {
       checkImageName(name);
-      await store.importRaw(name, file, onProgress, who);
+      await store.images.importRaw(name, file, onProgress, who);
     },
     export: async (name, file) => {
       const { line, at } = generationName(name);
-      await store.exportRaw(line, at, file, onProgress);
+      await store.images.exportRaw(line, at, file, onProgress);
     },
     clone: async (from, name) => {
       checkImageName(name);
       const { line, at } = generationName(from);
-      await store.clone(line, at, name, who);
+      await store.images.clone(line, at, name, who);
     },
     branch: async (from, branch) => {
       const { line, at } = generationName(from);
       if (branch.includes('/') || line.includes('/'))
         throw new Failure('a branch begins at an image: branch IMAGE[@GENERATION] NAME');
       checkLineName(`${line}/${branch}`);
-      await store.clone(line, at, `${line}/${branch}`, who);
+      await store.images.clone(line, at, `${line}/${branch}`, who);
     },
     snapshot: async (name, tag) => {
       const { line, at } = generationName(name);
-      await store.tag(line, tag, at);
+      await store.images.tag(line, tag, at);
     },
-    untag: async (name, tag) => store.untag(name, tag),
+    untag: async (name, tag) => store.images.untag(name, tag),
     log: async (name) => {
       await store.digest(store.line(name));
       return store.generations(name);
+    },
+    cards: async (name) => {
+      await store.digest(store.line(name));
+      return store.line(name).record.cards ?? {};
+    },
+    resolve: async (name, card, take) => {
+      if (take !== 'branch' && take !== 'image')
+        throw new Failure(`--take ${take}: say branch (the card's side) or image (the other side)`);
+      return store.cards.resolve(name, card, take, who);
     },
     diff: async (from, to) => diff(store, from, to),
     rollback: async (name) => {
       const { line, at } = generationName(name);
       if (at === null) throw new Failure(`say to which generation: rollback ${line}@GENERATION`);
-      return store.rollback(line, at, who);
+      return store.images.rollback(line, at, who);
     },
-    rename: async (from, to) => store.rename(from, to),
-    rm: async (name) => store.remove(name),
+    rename: async (from, to) => store.images.rename(from, to),
+    rm: async (name) => store.images.remove(name),
     verify: async (names) => {
       for (const name of names) store.line(name);
       return verify(store, names, onProgress);
     },
     gc: async (retention) => {
-      const generationsForgotten = await store.applyRetention(parseRetention(retention ?? DEFAULT_RETENTION));
+      const generationsForgotten = await store.images.applyRetention(parseRetention(retention ?? DEFAULT_RETENTION));
       return { generationsForgotten, ...(await collectGarbage(store, onProgress)) };
     },
   };

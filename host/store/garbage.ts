@@ -1,7 +1,7 @@
 // Garbage collection: finds what no generation, open export or import needs, and gives its space back, pack by pack.
 //
 // Marks are taken from the roots that exist at the start; what is stored later goes to later packs, which are not looked at; an old blob
-// that is used again while this runs is marked by Store.onReuse. Only the last step for a pack holds the blob lock, so writers go on
+// that is used again while this runs is marked by TreeBuilder.onReuse. Only the last step for a pack holds the blob lock, so writers go on
 // (their commits need the journal only).
 
 import { Failure } from '../failure.js';
@@ -30,10 +30,10 @@ export async function collectGarbage(
   const marks = new Marks(store);
   try {
     let candidates: number[] = [];
-    await store.withBlobLock(async () => {
+    await store.builder.withBlobLock(async () => {
       store.packs.seal();
       candidates = store.packs.numbers();
-      store.onReuse = (hash) => marks.reused(hash);
+      store.builder.onReuse = (hash) => marks.reused(hash);
     });
     for (const { root, size } of store.roots()) await marks.tree(root, levelsOf(size) - 1);
     const report: GarbageReport = {
@@ -44,7 +44,7 @@ export async function collectGarbage(
       blobsRemoved: 0,
     };
     for (const [index, pack] of candidates.entries()) {
-      await store.withBlobLock(() => sweep(store, marks, pack, report));
+      await store.builder.withBlobLock(() => sweep(store, marks, pack, report));
       onProgress(index + 1, candidates.length);
     }
     return report;
@@ -56,7 +56,7 @@ export async function collectGarbage(
     }
     throw error;
   } finally {
-    store.onReuse = () => {};
+    store.builder.onReuse = () => {};
     store.collecting = false;
   }
 }

@@ -4,27 +4,46 @@
 // nodes and packs (in idle time, or when the journal grows) and writes the generation's record and its line's head in one index
 // transaction; only after that are the journal's slots free. What a crash leaves is digested when the store is opened again.
 
-import crypto from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
 import { Failure } from '../failure.js';
-import { type Client, ExportError, type ExportListing, ExportRefused, type Exports } from '../server/export.js';
-import type { BlockSource } from './block-source.js';
+import {
+  type CardHello,
+  type CardPlace,
+  type Client,
+  ExportError,
+  type ExportListing,
+  ExportRefused,
+  type Exports,
+} from '../server/export.js';
+import { TreeBuilder } from './builder.js';
+import { CardPlaces } from './card-places.js';
+import { type CardCommit, generationId, withCommit } from './cards.js';
 import { type Codec, zstdCodec } from './codec.js';
-import { type BlobStatistics, BlobWriter, type BlockChanges, type Pause, storeBlocks, TreeUpdate } from './digest.js';
+import type { Pause } from './digest.js';
 import { DiskFiles, type Files } from './files.js';
-import { emptyBatch, type Index, type IndexBatch, LmdbIndex } from './index.js';
-import { type CommitRecord, Journal, JournalError, SLOT_SIZE } from './journal.js';
-import { type GenerationRecord, Line, type LineRecord, mergePending, type Pending } from './line.js';
+import { Images } from './images.js';
+import { emptyBatch, type Index, LmdbIndex } from './index.js';
+import { type CommitRecord, Journal, JournalError } from './journal.js';
+import {
+  type GenerationRecord,
+  generationKey,
+  generationPrefix,
+  idOf,
+  Line,
+  type LineRecord,
+  mergePending,
+  type Pending,
+} from './line.js';
 import { LineExport } from './line-export.js';
 import { lockFolder } from './lock.js';
-import { checkLineName, checkTag, imageOf, isLineName, parseExportName } from './names.js';
+import { imageOf, parseExportName } from './names.js';
 import { Overlay } from './overlay.js';
 import { Packs } from './pack.js';
-import { expired, type Retention } from './retention.js';
-import { exportRaw, importRaw, type Progress } from './transfer.js';
-import { BLOCK_SIZE, type BlockRange, blocksOf, difference, levelsOf, Nodes, TreeView, ZERO_HASH } from './tree.js';
+import { adoptRecords } from './recovery.js';
+import { openStoreFile } from './store-file.js';
+import { type BlockRange, difference, Nodes, TreeView } from './tree.js';
 
 export type StoreLog = (level: 'info' | 'warn' | 'error', message: string) => void;
 export type Right = 'read' | 'write' | 'administer';
@@ -32,6 +51,8 @@ export type Right = 'read' | 'write' | 'administer';
 /** Says what a client may do; without one everybody may do everything. */
 export interface Access {
   allows(client: Client, image: string, right: Right): boolean;
+  /** May cards write blocks of any image by their hash? Missing: yes. */
+  readonly mayAsk?: boolean;
 }
 
 export interface StoreOptions {
@@ -60,6 +81,8 @@ export interface StoreOptions {
 interface StoreEvents {
   /** A new generation is durable. */
   commit: [line: string, generation: number, who: string];
+  /** A card and the line have both changed: the card's branch and its base; or the line that refuses the card. */
+  conflict: [line: string, generation: number, card: string];
 }
 
 export interface LineInfo {
@@ -80,12 +103,6 @@ interface Parts {
   unlock: () => void;
 }
 
-const FORMAT = 'ribbon-store';
-const VERSION = 1;
-/** Images are at most this long: file offsets and block numbers stay exact in a double, and levels few. */
-export const IMAGE_SIZE_MAX = 2 ** 50;
-/** Changed blocks that are hashed and brought into the tree in one go. */
-const BUILD_BLOCKS = 16384;
 /** At the maximum a store takes some ten seconds to open after a crash. */
 const JOURNAL_BUSY_BYTES = 2 * 1024 ** 3;
 const JOURNAL_MAX_BYTES = 4 * 1024 ** 3;
@@ -98,16 +115,16 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   readonly nodes: Nodes;
   readonly index: Index;
   readonly files: Files;
-  readonly statistics = { commits: 0, digests: 0, blobs: { blocks: 0, newBlobs: 0, newBytes: 0 } as BlobStatistics };
+  readonly statistics = { commits: 0, digests: 0, conflicts: 0 };
+  readonly builder: TreeBuilder;
+  readonly images = new Images(this);
+  readonly cards = new CardPlaces(this);
   readonly log: StoreLog;
-  /** Told of every blob that is used again: a garbage collection that is running must not take it. */
-  onReuse: (hash: Buffer) => void = () => {};
   /** Roots that no generation points to and that are needed: imports under way. */
   collecting = false;
   readonly liveRoots = new Set<{ root: Buffer; size: number }>();
-  private readonly lines = new Map<string, Line>();
-  private readonly linesById = new Map<number, Line>();
-  private lockTail: Promise<void> = Promise.resolve();
+  readonly lines = new Map<string, Line>();
+  readonly linesById = new Map<number, Line>();
   private digestTimer: NodeJS.Timeout | null = null;
   private lastWriteMs = 0;
   private closing = false;
@@ -124,8 +141,17 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     this.journal = new Journal(parts.files, parts.storeId, segmentSlots === undefined ? {} : { segmentSlots });
     this.packs = new Packs(parts.files, parts.storeId, options.codec ?? zstdCodec, options.packSizeMax);
     this.nodes = new Nodes(parts.index, this.packs);
+    this.builder = new TreeBuilder(
+      this.journal,
+      this.nodes,
+      parts.index,
+      () => options.pause?.() ?? this.digestPause(),
+    );
     this.unlock = parts.unlock;
+    this.storeId = parts.storeId;
   }
+
+  readonly storeId: Buffer;
 
   private readonly unlock: () => void;
 
@@ -172,7 +198,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       this.log('warn', `the journal could not be digested and is kept: ${(error as Error).message}`);
       this.journal.close();
     }
-    await this.withBlobLock(async () => {});
+    await this.builder.withBlobLock(async () => {});
     this.packs.close();
     await this.index.close();
     this.unlock();
@@ -199,7 +225,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     }
   }
 
-  private addLine(record: LineRecord, newest: GenerationRecord): Line {
+  addLine(record: LineRecord, newest: GenerationRecord): Line {
     const view = new TreeView(this.nodes, Buffer.from(newest.root, 'hex'), newest.size);
     const line = new Line(record, view, newest);
     this.lines.set(record.name, line);
@@ -240,7 +266,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     return this.line(name).head;
   }
 
-  private generationRecord(id: number, generation: number): GenerationRecord | null {
+  generationRecord(id: number, generation: number): GenerationRecord | null {
     const record = this.index.record(generationKey(id, generation)) as GenerationRecord | undefined;
     if (record === undefined) return null;
     if (record.version !== 1)
@@ -251,7 +277,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   /** The generations that are kept, oldest first; the newest are there after they have been digested. */
   generations(name: string): GenerationRecord[] {
     return this.index
-      .records(`generation/${hex8(this.line(name).record.id)}/`)
+      .records(generationPrefix(this.line(name).record.id))
       .map(([, value]) => value as GenerationRecord);
   }
 
@@ -315,11 +341,23 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     return this.digest(line).then(() => pinned(this.findGeneration(line, at)));
   }
 
-  private allows(client: Client, line: string, right: Right): boolean {
+  placeCard(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
+    return this.cards.place(name, client, hello);
+  }
+
+  get mayAsk(): boolean {
+    return this.options.access?.mayAsk ?? true;
+  }
+
+  get isClosing(): boolean {
+    return this.closing;
+  }
+
+  allows(client: Client, line: string, right: Right): boolean {
     return this.options.access?.allows(client, imageOf(line), right) ?? true;
   }
 
-  private copyView(view: TreeView): TreeView {
+  copyView(view: TreeView): TreeView {
     return new TreeView(this.nodes, view.root, view.size);
   }
 
@@ -387,9 +425,17 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   }
 
   /** Makes the epoch the line's next generation. The layers change at once; the promise resolves when it is durable. */
-  commitEpoch(line: Line, changes: Overlay, base: TreeView | null, baseBlocks: number, who: string): Promise<void> {
+  commitEpoch(
+    line: Line,
+    changes: Overlay,
+    base: TreeView | null,
+    baseBlocks: number,
+    who: string,
+    card: CardCommit | null = null,
+  ): Promise<void> {
     const generation = line.head + 1;
     const timeMs = Math.max(this.nowMs(), line.lastTimeMs);
+    const id = generationId(line.headId, line.record.id, generation, timeMs, who, card?.card ?? '', card?.upTo ?? 0);
     const record: CommitRecord = {
       line: line.record.id,
       generation,
@@ -397,6 +443,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       size: line.size,
       who,
       why: 'commit',
+      id,
+      card,
       base: base?.root ?? null,
       changes,
     };
@@ -415,6 +463,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       size: line.size,
       who,
       why: 'commit',
+      id,
+      card,
       base: record.base,
       baseBlocks,
       changes,
@@ -437,7 +487,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     }
     this.statistics.commits++;
     for (const other of [...line.exports]) {
-      if (other !== line.writer && other.hasWritten) other.fence(`${line.name} was changed by ${who}`);
+      if (other !== line.writer && other.learnsOfChanges) other.fence(`${line.name} was changed by ${who}`);
     }
     // Generations become durable in order: this one is not before its predecessor is.
     const before = line.pending.at(-2)?.durable;
@@ -463,7 +513,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     if (index < 1) return;
     const older = line.pending[index - 1];
     if (!older.isDurable || newer.timeMs - older.firstMs >= (this.options.coalesceMs ?? 1000)) return;
-    if (older.size !== newer.size) return;
+    if (older.size !== newer.size || older.card?.card !== newer.card?.card) return;
     mergePending(older, newer, this.journal);
     older.durable = newer.durable;
     line.pending.splice(index, 1);
@@ -517,7 +567,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     line.view = new TreeView(this.nodes, root, line.size);
   }
 
-  private releasePending(pending: Pending): void {
+  releasePending(pending: Pending): void {
     for (const position of pending.changes.blocks.values()) if (position > 0) this.journal.release(position);
     for (const position of pending.records) this.journal.release(position);
   }
@@ -531,17 +581,6 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       for (const { base, size } of line.pending) if (base !== null) found.push({ root: base, size });
     }
     return found;
-  }
-
-  /** Forgets the generations that the retention does not keep; returns how many. */
-  async applyRetention(retention: Retention): Promise<number> {
-    let count = 0;
-    for (const { name, tags } of this.info()) {
-      const drop = expired(this.generations(name), new Set(Object.values(tags)), retention, this.nowMs());
-      await this.forget(name, drop);
-      count += drop.length;
-    }
-    return count;
   }
 
   // --- digest
@@ -603,7 +642,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
           live.root = pending.base;
           size = pending.size;
         }
-        live.root = await this.build(live.root, size, pending.size, pending.changes);
+        live.root = await this.builder.build(live.root, size, pending.size, pending.changes);
         size = pending.size;
         live.size = size;
         records.push({
@@ -616,14 +655,18 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
           why: pending.why,
           changedBlocks: pending.changes.changedBlocks() + pending.baseBlocks,
           from: pending.from,
+          id: pending.id,
+          ...(pending.card === null ? {} : { card: pending.card }),
         });
       }
       const record: LineRecord = { ...line.record, head: records.at(-1)!.generation, size };
+      for (const it of taken) if (it.card !== null) record.cards = withCommit(record.cards, it, it.card, this.nowMs());
       const batch = emptyBatch();
       for (const it of records) batch.records.push([generationKey(record.id, it.generation), it]);
       batch.records.push([`line/${record.name}`, record]);
       await this.index.apply(batch);
       line.record = record;
+      line.digestedId = idOf(records.at(-1)!);
       line.pending.splice(0, taken.length);
       if (line.layerChanges === token) {
         const view = new TreeView(this.nodes, live.root, size);
@@ -644,94 +687,6 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     } finally {
       this.liveRoots.delete(live);
     }
-  }
-
-  /** The durable root of a tree with the changes applied. */
-  private async build(root: Buffer, oldSize: number, size: number, changes: Overlay): Promise<Buffer> {
-    const numbers = Float64Array.from(changes.blocks.keys()).sort();
-    const positions = (block: number) => changes.blocks.get(block)!;
-    const { journal } = this;
-    let top = root;
-    let topSize = oldSize;
-    let zeroed = changes.ranges();
-    for (let first = 0; first < numbers.length || zeroed.length > 0; first += BUILD_BLOCKS) {
-      const blocks = numbers.subarray(first, first + BUILD_BLOCKS);
-      const source: BlockSource = {
-        read(at, count, target) {
-          for (let index = 0; index < count; ) {
-            const position = positions(blocks[at + index]);
-            if (position <= 0) {
-              target.fill(0, index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE);
-              index++;
-              continue;
-            }
-            let run = 1;
-            while (
-              index + run < count &&
-              positions(blocks[at + index + run]) === position + run &&
-              journal.sameSegment(position, position + run)
-            ) {
-              run++;
-            }
-            journal.readSlots(position, run, target, index * BLOCK_SIZE);
-            index += run;
-          }
-        },
-      };
-      top = await this.addBlocks(top, topSize, size, blocks, source, zeroed);
-      topSize = size;
-      zeroed = [];
-    }
-    if (topSize !== size) top = await this.addBlocks(top, topSize, size, new Float64Array(0), NO_BLOCKS, []);
-    return top;
-  }
-
-  /** Stores blocks (ascending) on top of a tree; the returned root is durable. */
-  async addBlocks(
-    root: Buffer,
-    oldSize: number,
-    size: number,
-    blocks: Float64Array,
-    source: BlockSource,
-    zeroed: BlockRange[],
-    statistics: BlobStatistics = this.statistics.blobs,
-  ): Promise<Buffer> {
-    return this.withBlobLock(async () => {
-      const pause = this.options.pause?.() ?? this.digestPause();
-      const writer = new BlobWriter(this.nodes, (hash) => this.onReuse(hash), statistics);
-      try {
-        const hashes = await storeBlocks(writer, blocks, source, statistics, pause);
-        const changes: BlockChanges = { blocks, hashes, zeroed };
-        const update = new TreeUpdate(this.nodes, writer, changes, pause);
-        const top = await update.run(root, levelsOf(oldSize), levelsOf(size));
-        await writer.finish();
-        await this.index.apply(writer.batch);
-        return top;
-      } finally {
-        this.nodes.fresh.clear();
-      }
-    });
-  }
-
-  /** Everything that adds blobs, and the last step of garbage collection, one at a time. */
-  async withBlobLock<T>(work: () => Promise<T>): Promise<T> {
-    const before = this.lockTail;
-    let release!: () => void;
-    this.lockTail = new Promise((resolve) => {
-      release = resolve;
-    });
-    await before;
-    try {
-      return await work();
-    } finally {
-      release();
-    }
-  }
-
-  /** A tree view with changes applied, for an epoch that has grown too large for memory. */
-  async buildView(under: TreeView, changes: Overlay, size: number): Promise<TreeView> {
-    const root = await this.build(under.root, under.size, size, changes);
-    return new TreeView(this.nodes, root, size);
   }
 
   /** Gives way to clients: after each millisecond of work, and, while they write and the journal has room, until they rest. */
@@ -774,343 +729,9 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       const own = records
         .filter((record) => record.line === line.record.id)
         .sort((a, b) => a.generation - b.generation);
-      if (!this.adoptRecords(line, own)) gap = true;
+      if (!adoptRecords(line, own, this.journal, this.log)) gap = true;
     }
     await this.digestAll();
     this.journal.clear(gap);
   }
-
-  /** Makes the valid records of a line its pending generations, up to the last one that is whole. False: one was missing in between. */
-  private adoptRecords(line: Line, records: CommitRecord[]): boolean {
-    const missing = new Set<number>();
-    let open: Pending | null = null;
-    let expected = line.head + 1;
-    let whole = true;
-    for (const record of records) {
-      if (record.generation !== expected) {
-        // A later record is there, so this one was acknowledged: not a crash but damage.
-        this.log(
-          'error',
-          `${line.name}: generation ${expected} is damaged in the journal and those after it are left out; ` +
-            'the journal is kept as journal/*.damaged',
-        );
-        whole = false;
-        break;
-      }
-      expected++;
-      // Generations that were committed close together share slots: an older record may have lost blocks that a newer one replaced.
-      if (record.base !== null) missing.clear();
-      for (const range of record.changes.ranges()) {
-        for (const block of missing)
-          if (block >= range.first && block < range.first + range.count) missing.delete(block);
-      }
-      for (const block of record.changes.blocks.keys()) missing.delete(block);
-      for (const block of record.missing ?? []) missing.add(block);
-      const pending: Pending = {
-        generation: record.generation,
-        from: record.generation,
-        firstMs: record.timeMs,
-        timeMs: record.timeMs,
-        size: record.size,
-        who: record.who,
-        why: record.why,
-        base: record.base,
-        baseBlocks: 0,
-        changes: record.changes,
-        records: [],
-        durable: Promise.resolve(),
-        isDurable: true,
-      };
-      if (open === null) open = pending;
-      else mergePending(open, pending, this.journal);
-      if (missing.size > 0) continue;
-      line.pending.push(open);
-      line.head = open.generation;
-      line.lastTimeMs = open.timeMs;
-      line.size = open.size;
-      open = null;
-    }
-    if (open !== null)
-      this.log('warn', `${line.name}: generation ${open.generation} is not whole in the journal and is left out`);
-    for (const pending of line.pending) line.committed.merge(pending.changes, () => {});
-    return whole;
-  }
-
-  // --- administration
-
-  private async putLine(
-    name: string,
-    size: number,
-    root: Buffer,
-    why: string,
-    who: string,
-    origin: LineRecord['origin'],
-    first = 1,
-  ): Promise<Line> {
-    checkLineName(name);
-    if (this.lines.has(name)) throw new Failure(`there is an image "${name}" already`);
-    if (name.includes('/') && !this.lines.has(imageOf(name)))
-      throw new Failure(`there is no image "${imageOf(name)}" to branch`);
-    const store = (this.index.record('store') as { nextLine: number } | undefined) ?? { nextLine: 1 };
-    const id = store.nextLine;
-    const timeMs = this.nowMs();
-    const record: LineRecord = { version: 1, id, name, size, head: first, first, createdMs: timeMs, origin, tags: {} };
-    const generation: GenerationRecord = {
-      version: 1,
-      generation: first,
-      root: root.toString('hex'),
-      size,
-      timeMs,
-      who,
-      why,
-      changedBlocks: 0,
-      from: first,
-    };
-    const batch = emptyBatch();
-    batch.records.push(
-      ['store', { version: 1, nextLine: id + 1 }],
-      [`line/${name}`, record],
-      [generationKey(id, first), generation],
-    );
-    const line = this.addLine(record, generation);
-    try {
-      await this.index.apply(batch);
-    } catch (error) {
-      this.lines.delete(name);
-      this.linesById.delete(id);
-      throw error;
-    }
-    this.emit('commit', name, first, who);
-    return line;
-  }
-
-  /** An image of zeroes. */
-  async create(name: string, size: number, who = 'administrator'): Promise<void> {
-    checkSize(size);
-    await this.putLine(name, size, ZERO_HASH, 'created', who, null);
-  }
-
-  /** Makes a raw disk image file an image. */
-  importRaw(name: string, file: string, onProgress?: Progress, who = 'administrator'): Promise<void> {
-    return importRaw(this, name, file, who, onProgress);
-  }
-
-  /** Writes a generation (null: the newest) to a raw file. */
-  exportRaw(name: string, at: number | string | null, file: string, onProgress?: Progress): Promise<void> {
-    return exportRaw(this, name, at, file, onProgress);
-  }
-
-  /** An image whose first generation is a tree that is in the store already. */
-  async createFromRoot(name: string, size: number, root: Buffer, why: string, who = 'administrator'): Promise<void> {
-    checkSize(size);
-    await this.putLine(name, size, root, why, who, null);
-  }
-
-  /** A new image (or branch, when the name has a slash) that begins as a generation of another. */
-  async clone(from: string, at: number | string | null, name: string, who = 'administrator'): Promise<void> {
-    const record = await this.needGeneration(from, at);
-    const isBranch = name.includes('/') && imageOf(name) === imageOf(from);
-    await this.putLine(
-      name,
-      record.size,
-      Buffer.from(record.root, 'hex'),
-      `${isBranch ? 'branch' : 'clone'} of ${from}@${record.generation}`,
-      who,
-      { line: from, generation: record.generation },
-      isBranch ? record.generation : 1,
-    );
-  }
-
-  /** Makes an old generation's content the next generation. */
-  async rollback(name: string, at: number | string, who = 'administrator'): Promise<number> {
-    const line = this.line(name);
-    const old = await this.needGeneration(name, at);
-    const why = `rollback to ${old.generation}`;
-    return this.newGeneration(line, Buffer.from(old.root, 'hex'), old.size, why, who);
-  }
-
-  /** A generation made by an administrator rather than by a writer's epoch. */
-  async newGeneration(line: Line, root: Buffer, size: number, why: string, who: string): Promise<number> {
-    if (line.writer !== null && !line.writer.epochEmpty) {
-      throw new Failure(
-        `${line.name} is being written by ${line.writer.identity}: try again when its changes are committed`,
-      );
-    }
-    await this.digest(line);
-    if (line.pending.length > 0) throw new Failure(`${line.name} is being written: try again`);
-    const previous = this.generationRecord(line.record.id, line.record.head)!;
-    const generation = line.head + 1;
-    const timeMs = Math.max(this.nowMs(), line.lastTimeMs);
-    const view = new TreeView(this.nodes, root, size);
-    const before = new TreeView(this.nodes, Buffer.from(previous.root, 'hex'), previous.size);
-    let changedBlocks = 0;
-    for (const range of difference(this.nodes, before, view)) changedBlocks += range.count;
-    before.close();
-    // From here on no epoch can be committed on the old head: every reader's generation is behind.
-    line.head = generation;
-    const record: LineRecord = { ...line.record, head: generation, size };
-    const batch = emptyBatch();
-    const made: GenerationRecord = {
-      version: 1,
-      generation,
-      root: root.toString('hex'),
-      size,
-      timeMs,
-      who,
-      why,
-      changedBlocks,
-      from: generation,
-    };
-    batch.records.push([generationKey(record.id, generation), made], [`line/${line.name}`, record]);
-    try {
-      await this.index.apply(batch);
-    } catch (error) {
-      line.head = line.record.head;
-      view.close();
-      throw error;
-    }
-    line.record = record;
-    line.size = size;
-    line.lastTimeMs = timeMs;
-    line.layerChanges++;
-    line.committed = new Overlay();
-    line.frozen = null;
-    line.view.close();
-    line.view = view;
-    for (const opened of [...line.exports]) {
-      if (opened.hasWritten) opened.fence(`${line.name} was changed by ${who}: ${why}`);
-    }
-    this.emit('commit', line.name, generation, who);
-    return generation;
-  }
-
-  async tag(name: string, tag: string, at: number | string | null): Promise<void> {
-    checkTag(tag);
-    const { generation } = await this.needGeneration(name, at);
-    await this.changeLine(this.line(name), (record) => {
-      record.tags[tag] = generation;
-    });
-  }
-
-  async untag(name: string, tag: string): Promise<void> {
-    const line = this.line(name);
-    if (line.record.tags[tag] === undefined) throw new Failure(`${name} has no tag "${tag}"`);
-    await this.changeLine(line, (record) => {
-      delete record.tags[tag];
-    });
-  }
-
-  private async changeLine(line: Line, change: (record: LineRecord) => void): Promise<void> {
-    await line.digesting;
-    const record: LineRecord = { ...line.record, tags: { ...line.record.tags } };
-    change(record);
-    const batch = emptyBatch();
-    batch.records.push([`line/${line.name}`, record]);
-    line.record = record;
-    await this.index.apply(batch);
-  }
-
-  async rename(from: string, to: string): Promise<void> {
-    checkLineName(to);
-    const line = this.line(from);
-    if (from.includes('/') !== to.includes('/'))
-      throw new Failure(`"${from}" and "${to}" must both be images or both branches`);
-    if (this.lines.has(to)) throw new Failure(`there is an image "${to}" already`);
-    const moved = [...this.lines.values()].filter((it) => it === line || it.name.startsWith(`${from}/`));
-    for (const it of moved) {
-      if (it.exports.size > 0) throw new Failure(`${it.name} is open: its clients must disconnect first`);
-      await this.digest(it);
-    }
-    const batch = emptyBatch();
-    for (const it of moved) {
-      const name = to + it.name.slice(from.length);
-      batch.records.push([`line/${it.name}`, undefined], [`line/${name}`, { ...it.record, name }]);
-    }
-    await this.index.apply(batch);
-    for (const it of moved) {
-      const name = to + it.name.slice(from.length);
-      this.lines.delete(it.name);
-      it.record = { ...it.record, name };
-      this.lines.set(name, it);
-    }
-  }
-
-  async remove(name: string): Promise<void> {
-    const line = this.line(name);
-    const branches = [...this.lines.keys()].filter((it) => it.startsWith(`${name}/`));
-    if (branches.length > 0) throw new Failure(`${name} has branches: remove ${branches.join(', ')} first`);
-    if (line.exports.size > 0) throw new Failure(`${name} is open: its clients must disconnect first`);
-    line.removed = true;
-    this.lines.delete(name);
-    await line.digesting?.catch(() => {});
-    const batch = emptyBatch();
-    batch.records.push([`line/${name}`, undefined]);
-    for (const [key] of this.index.records(`generation/${hex8(line.record.id)}/`)) batch.records.push([key, undefined]);
-    await this.index.apply(batch);
-    this.linesById.delete(line.record.id);
-    for (const pending of line.pending.splice(0)) this.releasePending(pending);
-    line.view.close();
-  }
-
-  /** Forgets generations; never the newest or a tagged one. */
-  async forget(name: string, generations: number[]): Promise<void> {
-    const line = this.line(name);
-    const kept = new Set([line.record.head, ...Object.values(line.record.tags)]);
-    const batch: IndexBatch = emptyBatch();
-    for (const generation of generations) {
-      if (!kept.has(generation)) batch.records.push([generationKey(line.record.id, generation), undefined]);
-    }
-    await this.index.apply(batch);
-  }
 }
-
-const NO_BLOCKS: BlockSource = { read: () => {} };
-
-function generationKey(id: number, generation: number): string {
-  return `generation/${hex8(id)}/${generation.toString(16).padStart(14, '0')}`;
-}
-
-function hex8(value: number): string {
-  return value.toString(16).padStart(8, '0');
-}
-
-export function checkSize(size: number): void {
-  if (!Number.isSafeInteger(size) || size < 1 || size > IMAGE_SIZE_MAX) {
-    throw new Failure(`an image of ${size} bytes cannot be: between 1 byte and 1 PiB`);
-  }
-}
-
-/** The identity of the store in the folder, made when there is none. */
-function openStoreFile(folder: string): Buffer {
-  const file = path.join(folder, 'store.json');
-  if (!fs.existsSync(file)) {
-    const others = fs.readdirSync(folder).filter((name) => name !== 'lock' && !name.startsWith('store.json'));
-    if (others.length > 0) {
-      throw new Failure(`${folder} is not an image store and not empty (it has ${others[0]}): name another folder`);
-    }
-    const id = crypto.randomBytes(16);
-    const text = `${JSON.stringify({ format: FORMAT, version: VERSION, id: id.toString('hex') })}\n`;
-    const fd = fs.openSync(`${file}.new`, 'w');
-    fs.writeSync(fd, text);
-    fs.fsyncSync(fd);
-    fs.closeSync(fd);
-    fs.renameSync(`${file}.new`, file);
-    const folderFd = fs.openSync(folder, 'r');
-    fs.fsyncSync(folderFd);
-    fs.closeSync(folderFd);
-    return id;
-  }
-  let record: { format?: unknown; version?: unknown; id?: unknown };
-  try {
-    record = JSON.parse(fs.readFileSync(file, 'utf8'));
-  } catch {
-    throw new Failure(`${file} is damaged: restore it from a backup (it holds the store's identity)`);
-  }
-  if (record.format !== FORMAT) throw new Failure(`${file} does not describe an image store`);
-  if (record.version !== VERSION)
-    throw new Failure(`${folder} has version ${record.version}, this program knows ${VERSION}`);
-  if (typeof record.id !== 'string' || !/^[0-9a-f]{32}$/.test(record.id)) throw new Failure(`${file} has no valid id`);
-  return Buffer.from(record.id, 'hex');
-}
-
-export { blocksOf, isLineName, SLOT_SIZE };

@@ -36,10 +36,10 @@ export async function importRaw(
           target.fill(0, done, many * BLOCK_SIZE);
         },
       };
-      live.root = await store.addBlocks(live.root, size, size, blocks, source, []);
+      live.root = await store.builder.addBlocks(live.root, size, size, blocks, source, []);
       onProgress(Math.min((first + count) * BLOCK_SIZE, size), size);
     }
-    await store.createFromRoot(name, size, live.root, `import of ${path}`, who);
+    await store.images.createFromRoot(name, size, live.root, `import of ${path}`, who);
   } finally {
     store.liveRoots.delete(live);
     fs.closeSync(fd);

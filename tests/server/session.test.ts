@@ -5,8 +5,9 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { NBD_REQUEST_MAX } from '../../host/server/nbd-negotiation.js';
 import * as nbd from '../../host/server/nbd-protocol.js';
-import { NBD_REQUEST_MAX, NbdSession, type Transport } from '../../host/server/nbd-session.js';
+import { NbdSession, type Transport } from '../../host/server/nbd-session.js';
 import type { Store } from '../../host/store/store.js';
 import { BLOCK, blockOf, CLIENT, generator, newMedium, openStore } from '../store/model.js';
 
@@ -131,7 +132,7 @@ function errorOf(output: Buffer): number {
 
 async function newStore(): Promise<Store> {
   const store = await openStore(newMedium());
-  await store.create('a', SIZE);
+  await store.images.create('a', SIZE);
   const opened = await store.open('a', CLIENT);
   await opened.write(BLOCK, blockOf(5));
   await opened.close(true);
@@ -331,7 +332,7 @@ test('transmission: each broken rule has its answer, and the connection goes on'
 
 test('a payload that is too large is taken off the stream and refused', async () => {
   const store = await openStore(newMedium());
-  await store.create('a', 64 * 1024 * 1024);
+  await store.images.create('a', 64 * 1024 * 1024);
   const line = await connected(store);
   const length = NBD_REQUEST_MAX + 4096;
   const answer = await line.talk(request(nbd.NBD_CMD_WRITE, 0, length, Buffer.alloc(length, 1)), 1024 * 1024);

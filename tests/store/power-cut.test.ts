@@ -39,7 +39,7 @@ async function workload(medium: Medium, model: Model, random: () => number, opti
   for (const name of LINES) {
     model.generations.set(name, new Map([[1, new Map()]]));
     model.attempted.set(name, 1);
-    await store.create(name, BLOCKS * BLOCK);
+    await store.images.create(name, BLOCKS * BLOCK);
     model.acknowledged.set(name, 1);
   }
   let stamp = 0;

@@ -16,7 +16,7 @@ const BLOCKS = 300;
 async function newStore(options: StoreOptions = {}) {
   const medium = newMedium();
   const store = await openStore(medium, options);
-  await store.create('a', BLOCKS * BLOCK);
+  await store.images.create('a', BLOCKS * BLOCK);
   return { medium, store };
 }
 
@@ -156,13 +156,14 @@ test('rollback and clone refuse what is not there', async () => {
   for (const name of ['../x', 'a b', '', 'ä', 'x'.repeat(65), 'a/b/c', '.x', 'a\0']) {
     await assert.rejects(admin.create(name, 512), /cannot be the name/, JSON.stringify(name));
   }
-  for (const size of [0, -1, 1.5, 2 ** 51, Number.NaN]) await assert.rejects(store.create('n', size), /cannot be/);
+  for (const size of [0, -1, 1.5, 2 ** 51, Number.NaN])
+    await assert.rejects(store.images.create('n', size), /cannot be/);
   await store.close();
 });
 
 test('an image whose size is no multiple of a block', async () => {
   const { store } = await newStore();
-  await store.create('odd', 10_000);
+  await store.images.create('odd', 10_000);
   const opened = await store.open('odd', CLIENT);
   await opened.write(9_000, Buffer.alloc(1_000, 7));
   await opened.write(4_090, Buffer.alloc(10, 8));
@@ -243,7 +244,7 @@ test('random work with garbage collection in between, against a model', async ()
         pinned.generation = kept[pick(kept.length)];
         pinned.opened = await store.open(`a@${pinned.generation}`, CLIENT);
       }
-      await store.forget('a', drop);
+      await store.images.forget('a', drop);
       await collectGarbage(store);
       assert.deepEqual((await verify(store)).damages, []);
       for (const { generation } of store.generations('a')) {
@@ -271,7 +272,7 @@ test('garbage collection gives space back, and none that is needed', async () =>
   for (let round = 0; round < 5; round++) await (await put(store, 'a', values(round * 1000 + 1))).close(true);
   await store.digestAll();
   const before = medium.files.used;
-  await store.forget('a', [2, 3, 4, 5]);
+  await store.images.forget('a', [2, 3, 4, 5]);
   const report = await collectGarbage(store);
   assert.ok(report.packsRemoved > 0);
   assert.ok(medium.files.used < before - 3 * 200 * BLOCK, `${before} bytes became ${medium.files.used}`);
@@ -327,7 +328,7 @@ test('a missing pack is named, and the rest can be read', async () => {
   const { medium, store } = await newStore({ packSizeMax: 4096 });
   await (await put(store, 'a', { 10: 1 })).close(true);
   await store.digestAll();
-  await store.create('other', BLOCKS * BLOCK);
+  await store.images.create('other', BLOCKS * BLOCK);
   await (await put(store, 'other', { 10: 9 })).close(true);
   await store.close();
   medium.files.remove(`packs/${medium.files.list('packs')[0]}`);
