@@ -10,6 +10,7 @@
 //   0x008000  log line staging                      log.ts
 //   0x009000  IDENTIFY DEVICE data                  ata/identify.ts
 //   0x010000  data buffer                           ata/, front end
+//   0x050000  payload as it is on the wire           nbd/pieces.ts
 //   0x100000  static data (asconfig.json, memoryBase), then __heap_base
 
 export const FRONT_END: usize = 0x1000;
@@ -35,5 +36,8 @@ export const IDENTIFY_SIZE: u32 = 0x200;
 export const DATA_BUFFER: usize = 0x10000;
 export const DATA_BUFFER_SIZE: u32 = 0x40000;
 export const DATA_BUFFER_HALF_SIZE: u32 = 0x20000;
+
+export const NBD_WIRE: usize = 0x50000;
+export const NBD_WIRE_SIZE: u32 = 0x81000;
 
 export const STATIC_DATA: usize = 0x100000;

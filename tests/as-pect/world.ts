@@ -1,6 +1,7 @@
 // The world that a firmware spec runs in: every import of assembly/imports.ts, played by what the spec has set up through
 // tests/as-pect/assembly/world.ts. Time stands still and chance is a counter until the spec says otherwise.
 
+import { acceleratorImports } from '../../host/card/accelerators.js';
 import { crc32c } from '../../host/card/crc32c.js';
 
 type Imports = Record<string, (...args: number[]) => number | undefined>;
@@ -91,6 +92,7 @@ export class World {
         return taken;
       },
       crc32c: (seed, source, length) => crc32c(this.#view(source, length), seed >>> 0),
+      ...(acceleratorImports((address, length) => this.#view(address, length)) as unknown as Imports),
     };
   }
 
