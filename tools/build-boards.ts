@@ -29,6 +29,7 @@ const RUNTIME_FILES = [
   'net.c',
   'paths.c',
   'runtime.c',
+  'store.c',
   'wasm_check.c',
 ];
 
@@ -84,7 +85,8 @@ export async function commonSources(root: string, firmwares: string[]): Promise<
         flags: [...includes, ...WARNINGS, '-Wno-missing-prototypes'],
       },
       { files: aot.modules, flags: [...includes, '-w'] },
-      { files: listC(wasm3, /^m3_.*\.c$/), flags: [...includes, '-w'] },
+      // wasm3 counts on integers that wrap.
+      { files: listC(wasm3, /^m3_.*\.c$/), flags: [...includes, '-w', '-fwrapv'] },
       { files: listC(join(mbedtls, 'library'), /\.c$/), flags: [...includes, '-w'] },
       {
         files: listC(zlib, /^(adler32|crc32|deflate|inffast|inflate|inftrees|trees|zutil)\.c$/),
@@ -108,7 +110,7 @@ export async function buildPosix(root: string, options: PosixBuild): Promise<boo
   const posix = join(root, 'boards', 'posix');
   const sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-DRIBBON_SANITIZED'];
   const flags = ['-std=c11', '-D_GNU_SOURCE', '-O2', '-g', '-fno-omit-frame-pointer', '-ffunction-sections'];
-  const files = ['main.c', 'sockets.c', 'doorbell.c'].map((file) => join(posix, file));
+  const files = ['main.c', 'sockets.c', 'doorbell.c', 'store_file.c'].map((file) => join(posix, file));
   return buildTarget(
     {
       compiler: options.compiler ?? 'gcc',

@@ -9,6 +9,7 @@
 #include "board.h"
 #include "engine.h"
 #include "net.h"
+#include "store.h"
 
 // Clock
 
@@ -52,6 +53,22 @@ uint32_t import_net_receive(uint32_t stream, uint32_t target, uint32_t capacity)
 uint32_t import_net_send(uint32_t stream, uint32_t source, uint32_t length) {
   return net_send(stream, engine_bytes(source, length), length);
 }
+
+// Local store
+
+uint32_t import_store_size(void) { return store_size(); }
+
+void import_store_read(uint32_t tag, uint32_t block, uint32_t count, uint32_t target) {
+  store_start(STORE_READ, tag, block, count, target);
+}
+
+void import_store_write(uint32_t tag, uint32_t block, uint32_t count, uint32_t source) {
+  store_start(STORE_WRITE, tag, block, count, source);
+}
+
+void import_store_flush(uint32_t tag) { store_start(STORE_FLUSH, tag, 0, 0, 0); }
+void import_store_trim(uint32_t tag, uint32_t block, uint32_t count) { store_start(STORE_TRIM, tag, block, count, 0); }
+uint32_t import_store_completed(void) { return store_completed(); }
 
 // Accelerators
 
