@@ -19,8 +19,8 @@ export interface LineRecord {
   /** The first that there ever was here. */
   first: number;
   createdMs: number;
-  /** Where a branch or clone comes from. */
-  origin: { line: string; generation: number } | null;
+  /** Where a branch or clone comes from: the other line's `id`. */
+  origin: { id: number; generation: number } | null;
   tags: Record<string, number>;
 }
 
@@ -73,6 +73,8 @@ export class Line {
   readonly exports = new Set<LineExport>();
   digesting: Promise<void> | null = null;
   removed = false;
+  /** Nobody may open it now: it is being renamed. */
+  closed = false;
 
   constructor(
     public record: LineRecord,
