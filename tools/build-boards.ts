@@ -22,6 +22,7 @@ const RUNTIME_FILES = [
   'engine.c',
   'engine_aot.c',
   'engine_wasm3.c',
+  'firmware.c',
   'front_end.c',
   'imports.c',
   'net.c',

@@ -1,10 +1,11 @@
 // The card as a Linux program: board.h over files, signals and sockets.
 //
 //   ribbon-card --firmware FILE [--firmware FILE] --settings FILE --paths FILE --memory FILE --memory-size BYTES
-//               --doorbell SOCKET --crash FILE [--engine auto|wasm3|aot]
+//               --doorbell SOCKET --crash FILE [--engine auto|wasm3|aot] [--keys FILE]
 //   ribbon-card --check FILE...      says of each firmware whether this runtime would load it, and why not
 //
-// Log lines go to standard output, the level's name first. SIGTERM ends the process. SIGUSR1 makes the firmware trap as if the
+// A firmware is a wasm module; with --keys it is a package (SPEC.md "Firmware package") that one of the keys in that file has
+// signed, 64 bytes each. Log lines go to standard output, the level's name first. SIGTERM ends the process. SIGUSR1 makes the firmware trap as if the
 // watchdog had ended its step: for tests of what follows.
 
 #include <errno.h>
@@ -23,6 +24,7 @@
 
 #include "board.h"
 #include "crash.h"
+#include "firmware.h"
 #include "paths.h"
 #include "posix.h"
 #include "runtime.h"
@@ -38,7 +40,8 @@ enum {
 
 static struct {
   const char *firmware_names[FIRMWARES_MAX];
-  uint8_t *firmwares[FIRMWARES_MAX];
+  uint8_t *firmware_files[FIRMWARES_MAX];
+  const uint8_t *firmwares[FIRMWARES_MAX]; // the module in the file
   size_t firmware_lengths[FIRMWARES_MAX];
   unsigned firmware_count;
   uint8_t *settings;
@@ -209,8 +212,43 @@ static uint8_t *read_file(const char *name, size_t most, size_t *length) {
 
 static void add_firmware(const char *name) {
   if (card.firmware_count == FIRMWARES_MAX) posix_fail("more firmware images than can be tried", name);
-  card.firmwares[card.firmware_count] = read_file(name, 16 << 20, &card.firmware_lengths[card.firmware_count]);
+  card.firmware_names[card.firmware_count] = name;
+  card.firmware_files[card.firmware_count] = read_file(name, 16 << 20, &card.firmware_lengths[card.firmware_count]);
+  card.firmwares[card.firmware_count] = card.firmware_files[card.firmware_count];
   card.firmware_count++;
+}
+
+/// Where packages are asked for, a firmware is the module in one that is signed; what is not is left out.
+static void unpack_firmwares(const char *key_file) {
+  size_t keys_length;
+  uint8_t *keys = read_file(key_file, FIRMWARE_KEYS_MAX * FIRMWARE_KEY_SIZE, &keys_length);
+  if (keys_length % FIRMWARE_KEY_SIZE != 0) posix_fail("a key has 64 bytes", key_file);
+  unsigned kept = 0;
+  for (unsigned i = 0; i < card.firmware_count; i++) {
+    uint8_t *file = card.firmware_files[i];
+    const size_t length = card.firmware_lengths[i];
+    struct firmware_head head;
+    const char *objection = "not a firmware package";
+    if (length >= sizeof head) {
+      memcpy(&head, file, sizeof head);
+      objection = firmware_head_check(&head, length);
+    }
+    if (objection == NULL) {
+      objection = firmware_package_check(&head, file + sizeof head, (const uint8_t(*)[FIRMWARE_KEY_SIZE])keys,
+                                         (unsigned)(keys_length / FIRMWARE_KEY_SIZE));
+    }
+    if (objection != NULL) {
+      runtime_log(LOG_ERROR, "%s: %s", card.firmware_names[i], objection);
+      free(file);
+      continue;
+    }
+    card.firmware_files[kept] = file;
+    card.firmwares[kept] = file + sizeof head;
+    card.firmware_lengths[kept] = head.length;
+    kept++;
+  }
+  card.firmware_count = kept;
+  free(keys);
 }
 
 static void read_paths(const char *name) {
@@ -252,16 +290,16 @@ static int check_firmwares(int count, char **names) {
 }
 
 static void parse_options(int count, char **arguments) {
-  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE, CHECK };
+  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE, KEYS, CHECK };
   static const struct option OPTIONS[] = {
       {"firmware", required_argument, NULL, FIRMWARE}, {"settings", required_argument, NULL, SETTINGS},
       {"paths", required_argument, NULL, PATHS},       {"memory", required_argument, NULL, MEMORY},
       {"doorbell", required_argument, NULL, DOORBELL}, {"memory-size", required_argument, NULL, MEMORY_SIZE},
       {"crash", required_argument, NULL, CRASH},       {"engine", required_argument, NULL, ENGINE},
-      {"check", no_argument, NULL, CHECK},
+      {"keys", required_argument, NULL, KEYS},         {"check", no_argument, NULL, CHECK},
       {0},
   };
-  const char *doorbell = NULL;
+  const char *doorbell = NULL, *keys = NULL;
   for (int option; (option = getopt_long(count, arguments, "", OPTIONS, NULL)) != -1;) {
     switch (option) {
       case FIRMWARE: add_firmware(optarg); break;
@@ -272,6 +310,7 @@ static void parse_options(int count, char **arguments) {
       case DOORBELL: doorbell = optarg; break;
       case CRASH: card.crash_file = open(optarg, O_RDWR | O_CREAT | O_CLOEXEC, 0600); break;
       case ENGINE: card.engine = parse_engine(optarg); break;
+      case KEYS: keys = optarg; break;
       case CHECK: exit(check_firmwares(count - optind, arguments + optind) == 0 ? 0 : 1);
       default: exit(2);
     }
@@ -284,6 +323,7 @@ static void parse_options(int count, char **arguments) {
   if (card.memory_length == 0 || card.memory_length % PAGE_SIZE != 0 || card.memory_length > UINT32_MAX) {
     posix_fail("the memory size must be a multiple of 65536", "--memory-size");
   }
+  if (keys != NULL) unpack_firmwares(keys);
   map_memory();
   doorbell_listen(doorbell);
 }
@@ -320,7 +360,7 @@ int main(int count, char **arguments) {
   set_signals();
   runtime_run(card.engine);
   doorbell_close();
-  for (unsigned i = 0; i < card.firmware_count; i++) free(card.firmwares[i]);
+  for (unsigned i = 0; i < card.firmware_count; i++) free(card.firmware_files[i]);
   free(card.settings);
   return 0;
 }

@@ -7,6 +7,7 @@
 
 #include "accelerators.h"
 #include "board.h"
+#include "firmware.h"
 #include "registers.h"
 #include "runtime.h"
 
@@ -21,6 +22,7 @@ enum {
   FLASH_SETTINGS = 0x800000,
   FLASH_NETWORK = 0x810000,
   FLASH_IDENTITY = 0x820000,
+  FLASH_KEYS = 0x830000,
   FLASH_FIRMWARE = 0x900000,
   FLASH_FIRMWARE_SIZE = 0x200000,
   FLASH_FIRMWARE_SLOTS = 2,
@@ -42,19 +44,8 @@ struct identity {
   uint8_t seed[FLASH_SEED_SIZE];
 };
 
-struct firmware_head {
-  uint32_t magic;
-  uint16_t version;
-  uint16_t size;
-  uint32_t length;
-  uint32_t sequence; // the newer image has the higher one
-  uint8_t reserved[16];
-  uint8_t hash[32];
-};
-
-_Static_assert(sizeof(struct record_head) == 16 && sizeof(struct identity) == 40 && sizeof(struct firmware_head) == 64,
-               "SPEC.md");
-enum { MAGIC_NETWORK = 0x544e4252, MAGIC_IDENTITY = 0x44494252, MAGIC_FIRMWARE = 0x57464252, VERSION = 1 };
+_Static_assert(sizeof(struct record_head) == 16 && sizeof(struct identity) == 40, "SPEC.md");
+enum { MAGIC_NETWORK = 0x544e4252, MAGIC_IDENTITY = 0x44494252, MAGIC_KEYS = 0x4b464252, VERSION = 1 };
 
 static struct identity identity;
 static bool has_identity;
@@ -122,32 +113,45 @@ static struct slot {
 } slots[FLASH_FIRMWARE_SLOTS];
 static bool slots_read;
 
-static void read_slot(unsigned number) {
+/// The keys whose packages this card runs; none when the record is missing or damaged.
+static unsigned read_keys(uint8_t keys[FIRMWARE_KEYS_MAX][FIRMWARE_KEY_SIZE]) {
+  struct record_head head;
+  flash_read(FLASH_KEYS, &head, sizeof head);
+  if (head.magic != MAGIC_KEYS || head.version != VERSION) return 0;
+  if (head.length % FIRMWARE_KEY_SIZE != 0 || head.length > FIRMWARE_KEYS_MAX * FIRMWARE_KEY_SIZE) return 0;
+  flash_read(FLASH_KEYS + sizeof head, keys, head.length);
+  return crc32c(0, keys, head.length) == head.checksum ? head.length / FIRMWARE_KEY_SIZE : 0;
+}
+
+static const char *read_slot(unsigned number, const uint8_t keys[][FIRMWARE_KEY_SIZE], unsigned key_count) {
   struct slot *slot = &slots[number];
   const uint32_t offset = FLASH_FIRMWARE + number * FLASH_FIRMWARE_SIZE;
-  uint8_t hash[32];
   flash_read(offset, &slot->head, sizeof slot->head);
-  if (slot->head.magic == UINT32_MAX) return; // erased
-  if (slot->head.magic != MAGIC_FIRMWARE || slot->head.version != VERSION ||
-      slot->head.length > FLASH_FIRMWARE_SIZE - sizeof slot->head) {
-    runtime_log(LOG_ERROR, "firmware slot %u: not a firmware image", number);
-    return;
-  }
+  if (slot->head.magic == UINT32_MAX) return NULL; // erased
+  const char *objection = firmware_head_check(&slot->head, FLASH_FIRMWARE_SIZE);
+  if (objection != NULL) return objection;
   uint8_t *image = malloc(slot->head.length);
-  if (image == NULL) return;
+  if (image == NULL) return "no memory for it";
   flash_read(offset + sizeof slot->head, image, slot->head.length);
-  sha256(image, slot->head.length, hash);
-  if (memcmp(hash, slot->head.hash, sizeof hash) == 0) {
-    slot->image = image;
-    return;
+  objection = firmware_package_check(&slot->head, image, keys, key_count);
+  if (objection == NULL) slot->image = image;
+  else free(image);
+  return objection;
+}
+
+static void read_slots(void) {
+  uint8_t keys[FIRMWARE_KEYS_MAX][FIRMWARE_KEY_SIZE] = {0};
+  const unsigned key_count = read_keys(keys);
+  if (key_count == 0) runtime_log(LOG_ERROR, "flash: no firmware keys");
+  for (unsigned i = 0; i < FLASH_FIRMWARE_SLOTS; i++) {
+    const char *objection = read_slot(i, (const uint8_t(*)[FIRMWARE_KEY_SIZE])keys, key_count);
+    if (objection != NULL) runtime_log(LOG_ERROR, "firmware slot %u: %s", i, objection);
   }
-  free(image);
-  runtime_log(LOG_ERROR, "firmware slot %u: damaged: its hash is wrong", number);
 }
 
 const uint8_t *flash_firmware(unsigned index, size_t *length) {
   if (!slots_read) {
-    for (unsigned i = 0; i < FLASH_FIRMWARE_SLOTS; i++) read_slot(i);
+    read_slots();
     slots_read = true;
   }
   const bool second_is_newer = slots[1].image != NULL && slots[1].head.sequence > slots[0].head.sequence;

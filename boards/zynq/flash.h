@@ -17,7 +17,7 @@ size_t flash_network_text(char *target, size_t capacity);
 /// What makes this card unlike any other: an Ethernet address for each interface, a seed for random numbers.
 void flash_ethernet_address(unsigned interface, uint8_t address[6]);
 bool flash_seed(uint8_t seed[FLASH_SEED_SIZE]);
-/// The firmware images whose hash is right, the newest first, in memory of their own. NULL when there are no more.
+/// The firmware images that are whole and signed with one of this card's keys, the newest first, in memory of their own. NULL when there are no more.
 const uint8_t *flash_firmware(unsigned index, size_t *length);
 size_t flash_settings(void *target, size_t capacity);
 

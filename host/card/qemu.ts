@@ -6,6 +6,7 @@ import { existsSync, readFileSync, statSync, truncateSync, writeFileSync } from 
 import net from 'node:net';
 import { join } from 'node:path';
 import { Failure } from '../failure.js';
+import { encodeFirmwarePackage, makeFirmwareKey } from './firmware-package.js';
 import { buildFlashImage } from './flash-image.js';
 import type { NetworkPath } from './network.js';
 import { qmp } from './qmp.js';
@@ -104,11 +105,16 @@ export class QemuCard extends RemoteCard {
     const firmwares = [options.firmware, options.fallbackFirmware].filter((name) => name !== undefined);
     const ethernetAddress = randomBytes(6);
     ethernetAddress[0] = 0x02; // given locally
+    // A key for this card alone: who makes the flash is who may say what runs.
+    const { privateKey, publicKey } = makeFirmwareKey();
     return buildFlashImage({
       settings: encodeSettings(options.settings),
       network: await encodePath(await this.#guestPath(options.path), GATEWAYS[0]),
       ethernetAddress,
-      firmwares: firmwares.map((name) => readFileSync(name)),
+      firmwareKeys: [publicKey],
+      firmwares: firmwares.map((name, i) =>
+        encodeFirmwarePackage(firmwares.length - i, readFileSync(name), privateKey),
+      ),
     });
   }
 

@@ -86,17 +86,46 @@ export function register(program: Command): void {
     if (options.json) print(JSON.stringify(generations, null, 2));
     else {
       table(
-        ['generation', 'time', 'who', 'why', 'blocks'],
+        ['generation', 'time', 'who', 'why', 'blocks', 'card and record'],
         generations.map((it) => [
           it.from === it.generation ? `@${it.generation}` : `@${it.generation} (from ${it.from})`,
           new Date(it.timeMs).toISOString(),
           it.who,
           it.why,
           String(it.changedBlocks),
+          it.card === undefined ? '' : `${it.card.card} ${it.card.upTo}`,
         ]),
       );
     }
   }).option('--json', 'as JSON');
+  verb(
+    'cards <image>',
+    'the cards that write to IMAGE, how far they are, conflicts',
+    async (admin, [name], options) => {
+      const cards = Object.entries(await admin.cards(name));
+      if (options.json) print(JSON.stringify(Object.fromEntries(cards), null, 2));
+      else {
+        table(
+          ['card', 'committed record', 'as', 'last seen', 'state'],
+          cards.map(([card, it]) => [
+            card,
+            String(it.upTo),
+            it.generation === 0 ? '' : `@${it.generation}`,
+            new Date(it.seenMs).toISOString(),
+            it.refused !== undefined
+              ? `conflict: refused, ${it.refused.verdict === 'older' ? 'it knows more than this server' : 'its store is a copy'}`
+              : it.branch !== undefined
+                ? `conflict: on branch ${it.branch}${it.leaving === true ? ', leaving it' : ''}`
+                : 'in step',
+          ]),
+        );
+      }
+    },
+  ).option('--json', 'as JSON');
+  verb('resolve <image> <card>', 'end a conflict of a card with IMAGE', async (admin, [name, card], options) => {
+    const generation = await admin.resolve(name, card, String(options.take));
+    print(options.take === 'branch' ? `@${generation}` : `card ${card} takes ${name} when it has nothing uncommitted`);
+  }).requiredOption('--take <side>', 'branch: its branch becomes IMAGE; image: the card goes on with IMAGE as it is');
   verb('diff <from> <to>', 'the byte ranges in which two generations differ', async (admin, [from, to], options) => {
     if (options.files) return printFiles(await admin.diffFiles(from, to), options.json === true);
     const ranges = await admin.diff(from, to);

@@ -60,7 +60,7 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
   } catch (error) {
     throw new Failure(`${name}: ${(error as Error).message}`);
   }
-  const top = fields(root, name, ['identities', 'anonymous', 'tls', 'limits', 'retention']);
+  const top = fields(root, name, ['identities', 'anonymous', 'tls', 'limits', 'retention', 'ask']);
   const identities = new Map<string, { key: Buffer | null; rights: Rights }>();
   for (const [identity, value] of Object.entries((top.identities ?? {}) as object)) {
     const where = `${name}: identities.${identity}`;
@@ -72,8 +72,10 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
   }
   const anonymous = top.anonymous === undefined ? {} : rightsOf(top.anonymous, `${name}: anonymous`);
   const limits = fields(top.limits ?? {}, `${name}: limits`, ['connections', 'connectionsPerClient']);
+  if (top.ask !== undefined && typeof top.ask !== 'boolean') throw new Failure(`${name}: ask is not true or false`);
   return {
     access: {
+      mayAsk: top.ask !== false,
       allows(client: Client, image: string, right: Right): boolean {
         const rights = client.tls ? identities.get(client.identity)?.rights : anonymous;
         if (rights === undefined) return false;

@@ -35,6 +35,35 @@ export interface Extent {
 
 export type Done = undefined | Promise<void>;
 
+/** What a card says in NBD_OPT_RIBBON (SPEC.md). */
+export interface CardHello {
+  /** 16 hexadecimal digits. */
+  card: string;
+  session: number;
+  sessions: number[];
+  /** Nothing of the card is right for any generation: 0. */
+  generation: number;
+  id: string;
+  committed: number;
+  /** Number of the card's newest record. */
+  newest: number;
+  dirty: boolean;
+  conflict: boolean;
+}
+
+/** Where a card belongs. */
+export interface CardPlace {
+  verdict: 'ok' | 'reset' | 'older' | 'copied';
+  /** The line's name, which may be a branch of the one that was asked for. */
+  line: string;
+  base: number;
+  generation: number;
+  id: string;
+  committed: number;
+  /** For 'ok' and 'reset'. */
+  export: OpenExport | null;
+}
+
 /** One opening of one export by one connection. Offsets and lengths have been checked against `size`. */
 export interface OpenExport {
   readonly size: number;
@@ -50,6 +79,12 @@ export interface OpenExport {
   zero(offset: number, length: number): Done;
   /** Makes everything written so far on this connection the next generation, durably. */
   commit(): Done;
+  /** A card's commit: everything in its records up to `upTo`. Only on an export that placeCard() has opened. */
+  commitCard?(upTo: number): Promise<{ generation: number; id: string }>;
+  /** Content that the store has, by its hash, becomes the block at `offset`; false when the store does not have it. */
+  writeKnown?(offset: number, hash: Buffer): boolean | Promise<boolean>;
+  /** Why the export takes nothing more, when it was lost before onLost was set. */
+  readonly lostReason?: string | null;
   /** The meta contexts that a query of NBD_OPT_LIST/SET_META_CONTEXT matches. */
   metaContexts(query: string): string[];
   /** At least one extent, from `offset` on, covering at most `length`; at most `limit` of them. */
@@ -78,4 +113,8 @@ export interface Exports {
   list(client: Client): ExportListing[];
   /** Throws or rejects with ExportRefused. */
   open(name: string, client: Client): OpenExport | Promise<OpenExport>;
+  /** May cards write blocks that the store has by their hash? Missing: yes. */
+  readonly mayAsk?: boolean;
+  /** Finds out where a card belongs and opens it; rejects with ExportRefused. Missing: cards are clients like all others. */
+  placeCard?(name: string, client: Client, hello: CardHello): Promise<CardPlace>;
 }

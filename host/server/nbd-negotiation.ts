@@ -1,8 +1,9 @@
 // The options of the NBD handshake: what a client may ask before it opens an export.
 
-import { type Client, ExportRefused, type Exports, type OpenExport } from './export.js';
+import { type CardPlace, type Client, ExportRefused, type Exports, type OpenExport } from './export.js';
 import type { NbdOutput } from './nbd-output.js';
 import * as nbd from './nbd-protocol.js';
+import * as ribbon from './ribbon-protocol.js';
 
 /** The largest request; [NBD] asks for 32 MiB at least. */
 export const NBD_REQUEST_MAX = 32 * 1024 * 1024;
@@ -43,6 +44,10 @@ export class NbdNegotiation {
   /** Those selected for the export that was opened. */
   contexts: MetaContext[] = [];
   private contextsFor = '';
+  /** What a client that is a card has agreed to and knows; null for all others. */
+  card: { features: number; lastRecord: number } | null = null;
+  /** Opened by NBD_OPT_RIBBON, for the NBD_OPT_GO that follows. */
+  private placed: { name: string; export: OpenExport } | null = null;
   private option = 0;
 
   constructor(private readonly session: NegotiatingSession) {}
@@ -87,6 +92,9 @@ export class NbdNegotiation {
       case nbd.NBD_OPT_LIST_META_CONTEXT:
       case nbd.NBD_OPT_SET_META_CONTEXT:
         this.optionMetaContext(data, this.option === nbd.NBD_OPT_SET_META_CONTEXT);
+        return true;
+      case ribbon.NBD_OPT_RIBBON:
+        this.optionRibbon(data);
         return true;
       default:
         this.reply(nbd.NBD_REP_ERR_UNSUP);
@@ -135,20 +143,74 @@ export class NbdNegotiation {
     this.reply(nbd.NBD_REP_ACK);
   }
 
+  /** A card says what it knows; the answer says where it belongs, and what that opens is kept for NBD_OPT_GO. */
+  private optionRibbon(data: Buffer): void {
+    const { exports, transport } = this.session;
+    if (exports.placeCard === undefined) {
+      this.reply(nbd.NBD_REP_ERR_UNSUP);
+      return;
+    }
+    const request = ribbon.parseHello(data);
+    const name = request === null ? null : parseName(request.name);
+    if (request === null || name === null || !this.structured || this.placed !== null) {
+      this.reply(nbd.NBD_REP_ERR_INVALID, 'malformed NBD_OPT_RIBBON, or out of order');
+      return;
+    }
+    const features = request.features & (exports.mayAsk === false ? ~ribbon.FLAG_ASK : -1);
+    let place: CardPlace | null = null;
+    const placing = exports.placeCard(name, transport.client, request.hello).then((it) => {
+      place = it;
+      return this.session.closed ? (it.export?.close(false) ?? undefined) : undefined;
+    });
+    this.session.wait(placing, (error) => {
+      if (error !== undefined) this.refusedExport(name, error, (refused) => this.replyRefused(refused));
+      else this.replyPlaced(name, place!, request.hello.committed, features);
+    });
+  }
+
+  private replyPlaced(name: string, place: CardPlace, committed: number, features: number): void {
+    const { export: opened, base, generation } = place;
+    if (opened !== null) {
+      this.placed = { name, export: opened };
+      this.card = { features, lastRecord: Math.max(place.committed, committed) };
+      const found = base === generation ? [] : opened.metaContexts(`x-ribbon:changed-since=${base}`);
+      this.contexts = found.map((context) => ({ id: 1, name: context }));
+      this.contextsFor = name;
+    }
+    this.reply(ribbon.NBD_REP_RIBBON, ribbon.encodePlace(place, name, features));
+    this.reply(nbd.NBD_REP_ACK);
+  }
+
+  /** The handshake ends without an export: what was opened for the card is let go. */
+  close(): Promise<void> | undefined {
+    const opened = this.placed?.export;
+    this.placed = null;
+    return opened?.close(false);
+  }
+
+  private refusedExport(name: string, error: unknown, refused: (error: ExportRefused) => void): void {
+    if (!(error instanceof ExportRefused)) throw error;
+    this.session.transport.log('warn', `refused export "${printable(name)}": ${error.message}`);
+    refused(error);
+  }
+
+  private replyRefused(error: ExportRefused): void {
+    this.reply(error.reason === 'policy' ? nbd.NBD_REP_ERR_POLICY : nbd.NBD_REP_ERR_UNKNOWN, error.message);
+  }
+
   /** Opens an export and goes on, at once or later; refusals are answered by `refused`. */
   private openExport(
     name: string,
     opened: (opened: OpenExport) => void,
     refused: (error: ExportRefused) => void,
   ): void {
-    const failed = (error: unknown) => {
-      if (!(error instanceof ExportRefused)) throw error;
-      this.session.transport.log('warn', `refused export "${printable(name)}": ${error.message}`);
-      refused(error);
-    };
+    const failed = (error: unknown) => this.refusedExport(name, error, refused);
     let result: OpenExport | Promise<OpenExport>;
     try {
-      result = this.session.exports.open(name, this.session.transport.client);
+      const { placed } = this;
+      if (placed !== null && placed.name !== name)
+        throw new ExportRefused('policy', `the card has asked for "${printable(placed.name)}"`);
+      result = placed?.export ?? this.session.exports.open(name, this.session.transport.client);
     } catch (error) {
       failed(error);
       return;
@@ -216,8 +278,7 @@ export class NbdNegotiation {
         if (go) this.transmit(opened, request.name);
         else this.closeUnused(opened);
       },
-      (error) =>
-        this.reply(error.reason === 'policy' ? nbd.NBD_REP_ERR_POLICY : nbd.NBD_REP_ERR_UNKNOWN, error.message),
+      (error) => this.replyRefused(error),
     );
   }
 
@@ -230,6 +291,7 @@ export class NbdNegotiation {
   }
 
   private closeUnused(opened: OpenExport): void {
+    if (opened === this.placed?.export) return;
     const done = opened.close(true);
     if (done !== undefined) this.session.wait(done, () => {});
   }
@@ -266,14 +328,14 @@ export class NbdNegotiation {
         this.reply(nbd.NBD_REP_ACK);
         this.closeUnused(opened);
       },
-      (error) =>
-        this.reply(error.reason === 'policy' ? nbd.NBD_REP_ERR_POLICY : nbd.NBD_REP_ERR_UNKNOWN, error.message),
+      (error) => this.replyRefused(error),
     );
   }
 
   private transmit(opened: OpenExport, name: string): void {
     // [NBD]: contexts selected for another export name do not count.
     if (this.contextsFor !== name) this.contexts = [];
+    this.placed = null;
     this.session.transmit(opened, name);
   }
 

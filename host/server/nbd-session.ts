@@ -10,6 +10,7 @@ import { type Client, type Done, ExportError, type Exports, type Extent, type Op
 import { type MetaContext, NBD_REQUEST_MAX, NbdNegotiation, type NegotiatingSession } from './nbd-negotiation.js';
 import { NbdOutput } from './nbd-output.js';
 import * as nbd from './nbd-protocol.js';
+import * as ribbon from './ribbon-protocol.js';
 
 const INPUT_SIZE = 256 * 1024;
 /** A payload is handed to the export in pieces of this size at most, cut at multiples of it. */
@@ -50,6 +51,9 @@ enum State {
   OPTION_SKIP,
   REQUEST,
   PAYLOAD,
+  /** A payload of a card's own commands: its head, then the rest. */
+  CARD_HEAD,
+  CARD_PAYLOAD,
   READING,
   CLOSED,
 }
@@ -80,6 +84,8 @@ export class NbdSession implements NegotiatingSession {
   private export: OpenExport | null = null;
   private structured = false;
   private contexts: MetaContext[] = [];
+  /** Set when the client is a card. */
+  private card: NbdNegotiation['card'] = null;
 
   // The request being worked on.
   private flags = 0;
@@ -89,6 +95,7 @@ export class NbdSession implements NegotiatingSession {
   private length = 0;
   private progress = 0;
   private failure: ExportError | null = null;
+  private writeHead: ribbon.WriteHead | null = null;
 
   private stage: Buffer | null = null;
   private stageFill = 0;
@@ -237,8 +244,12 @@ export class NbdSession implements NegotiatingSession {
         return this.stepRequest();
       case State.PAYLOAD:
         return this.stepPayload();
+      case State.CARD_HEAD:
+        return this.stepCardHead();
+      case State.CARD_PAYLOAD:
+        return this.stepCardPayload();
       case State.READING:
-        return this.stepReading();
+        return this.card === null ? this.stepReading() : this.stepCardRead();
       case State.CLOSED:
         this.start = this.end;
         return false;
@@ -284,7 +295,7 @@ export class NbdSession implements NegotiatingSession {
     this.clean = clean;
     this.stage = null;
     const opened = this.export;
-    const done = opened?.close(clean);
+    const done = opened === null ? this.negotiation.close() : opened.close(clean);
     const end = () => {
       this.output.flush();
       this.ended = true;
@@ -371,7 +382,10 @@ export class NbdSession implements NegotiatingSession {
     this.exportName = name;
     this.structured = this.negotiation.structured;
     this.contexts = this.negotiation.contexts;
+    this.card = this.negotiation.card;
     this.state = State.REQUEST;
+    // It may have been lost between being opened and now.
+    if (typeof opened.lostReason === 'string') this.abort(opened.lostReason);
   }
 
   // --- transmission
@@ -401,6 +415,12 @@ export class NbdSession implements NegotiatingSession {
       case nbd.NBD_CMD_DISC:
         this.finish(true);
         return false;
+      case ribbon.NBD_CMD_WRITE_PIECES:
+      case ribbon.NBD_CMD_ASK:
+        if (this.card === null) break;
+        if (this.length > ribbon.RANGE_MAX) return this.violation(`a card's write of ${this.length} bytes`);
+        this.state = this.command === ribbon.NBD_CMD_ASK ? State.CARD_PAYLOAD : State.CARD_HEAD;
+        return true;
     }
     if (this.failure !== null) {
       this.replyError(this.cookie, this.failure);
@@ -429,16 +449,24 @@ export class NbdSession implements NegotiatingSession {
 
   /** What is wrong with the request, if anything. */
   private checkRequest(): ExportError | null {
-    const known = COMMAND_FLAGS[this.command];
+    const isCards = this.command === ribbon.NBD_CMD_WRITE_PIECES || this.command === ribbon.NBD_CMD_ASK;
+    const known = isCards && this.card !== null ? 0 : COMMAND_FLAGS[this.command];
     if (known === undefined) return new ExportError('EINVAL', `unknown command ${this.command}`);
     if (this.command === nbd.NBD_CMD_DISC) return null;
     if ((this.flags & ~known) !== 0) return new ExportError('EINVAL', `unknown flags ${hex(this.flags)}`);
     if ((this.flags & nbd.NBD_CMD_FLAG_DF) !== 0 && !this.structured) {
       return new ExportError('EINVAL', 'DF without structured replies');
     }
-    if (this.command === nbd.NBD_CMD_FLUSH) return null;
+    const { card } = this;
+    if (card !== null && (this.flags & nbd.NBD_CMD_FLAG_FUA) !== 0)
+      return new ExportError('EINVAL', 'FUA of a card: a commit needs its record number');
+    if (this.command === nbd.NBD_CMD_FLUSH) {
+      if (card === null || (this.offset > card.lastRecord && Number.isSafeInteger(this.offset))) return null;
+      return new ExportError('EINVAL', `record ${this.offset} after ${card.lastRecord}`);
+    }
     const opened = this.export!;
     const writes =
+      isCards ||
       this.command === nbd.NBD_CMD_WRITE ||
       this.command === nbd.NBD_CMD_TRIM ||
       this.command === nbd.NBD_CMD_WRITE_ZEROES;
@@ -449,6 +477,14 @@ export class NbdSession implements NegotiatingSession {
     }
     const moves = this.command === nbd.NBD_CMD_READ || this.command === nbd.NBD_CMD_WRITE;
     if (moves && this.length > NBD_REQUEST_MAX) return new ExportError('EOVERFLOW', 'more than 32 MiB');
+    if (card !== null && this.command === nbd.NBD_CMD_READ && this.length > ribbon.RANGE_MAX)
+      return new ExportError('EINVAL', 'a card reads at most 128 KiB');
+    if (this.command === ribbon.NBD_CMD_ASK) {
+      if ((card!.features & ribbon.FLAG_ASK) === 0 || opened.writeKnown === undefined)
+        return new ExportError('EINVAL', 'ASK was not agreed');
+      if (this.offset % ribbon.PIECE !== 0 || this.length % ribbon.PIECE !== 0)
+        return new ExportError('EINVAL', 'ASK about parts of blocks');
+    }
     if (this.command === nbd.NBD_CMD_BLOCK_STATUS && this.contexts.length === 0) {
       return new ExportError('EINVAL', 'no meta context was selected');
     }
@@ -546,7 +582,146 @@ export class NbdSession implements NegotiatingSession {
       });
   }
 
+  // --- a card's own commands
+
+  /** The next `length` bytes of input in one piece, null when they have not all come; at most half of the input buffer. */
+  private gather(length: number): Buffer | null {
+    if (this.start + length > INPUT_SIZE) {
+      this.input.copy(this.input, 0, this.start, this.end);
+      this.end -= this.start;
+      this.start = 0;
+    }
+    if (this.end - this.start < length) return null;
+    const bytes = this.input.subarray(this.start, this.start + length);
+    this.start += length;
+    return bytes;
+  }
+
+  private stepCardHead(): boolean {
+    const head = this.gather(ribbon.WRITE_HEAD);
+    if (head === null) return false;
+    this.writeHead = ribbon.parseWriteHead(head, this.offset, this.length);
+    if (this.writeHead === null) return this.violation('a malformed WRITE_PIECES');
+    this.state = State.CARD_PAYLOAD;
+    return true;
+  }
+
+  private stepCardPayload(): boolean {
+    const asks = this.command === ribbon.NBD_CMD_ASK;
+    const blocks = Math.ceil(this.length / ribbon.PIECE);
+    const payload = this.gather(asks ? blocks * ribbon.HASH : this.writeHead!.rest);
+    if (payload === null) return false;
+    this.state = State.REQUEST;
+    if (this.failure !== null) {
+      this.replyError(this.cookie, this.failure);
+      return true;
+    }
+    const cookie = Buffer.from(this.cookie);
+    const work = asks ? this.ask(Buffer.from(payload), blocks, cookie) : this.writePieces(payload, cookie);
+    if (work === undefined) return true;
+    this.wait(work, (error) => {
+      if (error !== undefined) this.replyError(cookie, asExportError(error));
+    });
+    return false;
+  }
+
+  private writePieces(rest: Buffer, cookie: Buffer): Done {
+    const pieces = ribbon.decodePieces(this.writeHead!, rest, this.offset, this.length);
+    if (pieces === null) {
+      this.replyError(cookie, new ExportError('EIO', 'damaged on its way: send it again'));
+      return undefined;
+    }
+    const waits: Promise<void>[] = [];
+    try {
+      for (let first = 0; first < pieces.length; ) {
+        // Pieces that follow each other are one write.
+        let last = first;
+        while (last + 1 < pieces.length && pieces[last + 1].at === pieces[last].at + pieces[last].bytes.length) last++;
+        const run = pieces.slice(first, last + 1).map((it) => it.bytes);
+        const done = this.export!.write(this.offset + pieces[first].at, run.length === 1 ? run[0] : Buffer.concat(run));
+        if (done !== undefined) waits.push(done);
+        first = last + 1;
+      }
+    } catch (error) {
+      this.replyError(cookie, asExportError(error));
+      return undefined;
+    }
+    this.counters.bytesWritten += this.length;
+    if (waits.length === 0) {
+      this.replySuccess(cookie);
+      return undefined;
+    }
+    return Promise.all(waits).then(() => this.replySuccess(cookie));
+  }
+
+  private async ask(hashes: Buffer, blocks: number, cookie: Buffer): Promise<void> {
+    const offset = this.offset;
+    let mask = 0;
+    for (let i = 0; i < blocks; i++) {
+      const hash = hashes.subarray(i * ribbon.HASH, (i + 1) * ribbon.HASH);
+      if (await this.export!.writeKnown!(offset + i * ribbon.PIECE, hash)) mask |= 1 << i;
+    }
+    const out = this.output.reserve(24);
+    this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_KNOWN, 4, true);
+    out.buffer.writeUInt32BE(mask >>> 0, out.at + 20);
+  }
+
+  private stepCardRead(): boolean {
+    const cookie = Buffer.from(this.cookie);
+    const { offset, length } = this;
+    const data = Buffer.allocUnsafe(length);
+    this.state = State.REQUEST;
+    const reply = () => {
+      this.counters.bytesRead += length;
+      const payload = ribbon.encodeRead(offset, data, (this.card!.features & ribbon.FLAG_DEFLATE) !== 0);
+      const out = this.output.reserve(20 + payload.length);
+      this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_PIECES, payload.length, true);
+      payload.copy(out.buffer, out.at + 20);
+    };
+    let done: Done;
+    try {
+      done = this.export!.read(offset, data);
+    } catch (error) {
+      this.replyError(cookie, asExportError(error));
+      return true;
+    }
+    if (done === undefined) {
+      reply();
+      return true;
+    }
+    this.wait(done, (error) => {
+      if (error === undefined) reply();
+      else this.replyError(cookie, asExportError(error));
+    });
+    return false;
+  }
+
+  private startCardCommit(): void {
+    const cookie = Buffer.from(this.cookie);
+    this.card!.lastRecord = this.offset;
+    this.export!.commitCard!(this.offset)
+      .then(
+        ({ generation, id }) => {
+          if (this.state === State.CLOSED) return;
+          const out = this.output.reserve(36);
+          this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_COMMITTED, 16, true);
+          out.buffer.writeBigUInt64BE(BigInt(generation), out.at + 20);
+          out.buffer.write(id, out.at + 28, 'hex');
+        },
+        (error: unknown) => {
+          if (this.state !== State.CLOSED) this.replyError(cookie, asExportError(error));
+        },
+      )
+      .then(() => {
+        if (this.state !== State.CLOSED && !this.running) this.output.flush();
+      });
+  }
+
   private startCommit(): void {
+    if (this.card !== null) {
+      this.startCardCommit();
+      return;
+    }
     const cookie = Buffer.from(this.cookie);
     let done: Done;
     try {
@@ -678,7 +853,8 @@ export class NbdSession implements NegotiatingSession {
   }
 
   private replyStatus(): void {
-    const limit = (this.flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : EXTENTS_MAX;
+    const most = this.card === null ? EXTENTS_MAX : ribbon.EXTENTS_MAX;
+    const limit = (this.flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : most;
     const found: Extent[][] = [];
     try {
       for (const context of this.contexts) {

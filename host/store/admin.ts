@@ -3,6 +3,7 @@
 import { Failure } from '../failure.js';
 import { type AttachInfo, attach, detach } from '../server/attach.js';
 import { type MergeBase, mergeBase } from './ancestry.js';
+import type { CardState } from './cards.js';
 import { diffFiles, type FilesDiff } from './diff-files.js';
 import { collectGarbage, type GarbageReport } from './garbage.js';
 import { exportImage } from './image-export.js';
@@ -34,6 +35,8 @@ export interface AdminOperations {
   snapshot(name: string, tag: string): Promise<void>;
   untag(name: string, tag: string): Promise<void>;
   log(name: string): Promise<GenerationRecord[]>;
+  cards(name: string): Promise<Record<string, CardState>>;
+  resolve(name: string, card: string, take: string): Promise<number>;
   diff(from: string, to: string): Promise<ByteRange[]>;
   diffFiles(from: string, to: string): Promise<FilesDiff>;
   mergeBase(a: string, b: string): Promise<MergeBase | null>;
@@ -56,6 +59,8 @@ export const ADMIN_VERBS = [
   'snapshot',
   'untag',
   'log',
+  'cards',
+  'resolve',
   'diff',
   'diffFiles',
   'mergeBase',
@@ -104,6 +109,15 @@ export function adminOperations(store: Store, who: string, onProgress: AdminProg
     log: async (name) => {
       await store.digest(store.line(name));
       return store.generations(name);
+    },
+    cards: async (name) => {
+      await store.digest(store.line(name));
+      return store.line(name).record.cards ?? {};
+    },
+    resolve: async (name, card, take) => {
+      if (take !== 'branch' && take !== 'image')
+        throw new Failure(`--take ${take}: say branch (the card's side) or image (the other side)`);
+      return store.cards.resolve(name, card, take, who);
     },
     diff: async (from, to) => diff(store, from, to),
     diffFiles: async (from, to) => diffFiles(store, from, to, who, onProgress),

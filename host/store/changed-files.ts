@@ -203,8 +203,7 @@ export class FiwalkReader {
     else if (name === 'ftype_str') {
       this.fileSystem = this.text;
       this.listing.fileSystems.push(this.text);
-    }
-    else if (name === 'dfxml') this.complete = true;
+    } else if (name === 'dfxml') this.complete = true;
     else if (this.elements.at(-1) === 'fileobject') this.fields[name] = this.text;
   }
 

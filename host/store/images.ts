@@ -1,10 +1,11 @@
 // What administrators do to images and branches: each is one index transaction, and they are done one after the other.
 
 import { Failure } from '../failure.js';
+import { type CardState, generationId } from './cards.js';
 import { exportImage } from './image-export.js';
 import { importImage } from './image-import.js';
 import { emptyBatch, type IndexBatch } from './index.js';
-import { type GenerationRecord, generationKey, generationPrefix, type Line, type LineRecord } from './line.js';
+import { type GenerationRecord, generationKey, generationPrefix, idOf, type Line, type LineRecord } from './line.js';
 import { checkLineName, checkTag, imageOf } from './names.js';
 import { Overlay } from './overlay.js';
 import { expired, type Retention } from './retention.js';
@@ -40,6 +41,7 @@ export class Images {
     who: string,
     origin: LineRecord['origin'],
     first = 1,
+    inherited: { id: string; cards: Record<string, CardState> } | null = null,
   ): Promise<Line> {
     checkLineName(name);
     if (this.store.lines.has(name)) throw new Failure(`there is an image "${name}" already`);
@@ -59,7 +61,9 @@ export class Images {
       why,
       changedBlocks: 0,
       from: first,
+      id: inherited?.id ?? generationId(this.store.storeId.toString('hex'), id, timeMs, root.toString('hex')),
     };
+    if (inherited !== null) record.cards = inherited.cards;
     const batch = emptyBatch();
     batch.records.push(
       ['store', { version: 1, nextLine: id + 1 }],
@@ -101,7 +105,13 @@ export class Images {
   }
 
   /** A new image (or branch, when the name has a slash) that begins as a generation of another. */
-  async clone(from: string, at: number | string | null, name: string, who = 'administrator'): Promise<void> {
+  async clone(
+    from: string,
+    at: number | string | null,
+    name: string,
+    who = 'administrator',
+    cards: Record<string, CardState> = {},
+  ): Promise<void> {
     const record = await this.store.needGeneration(from, at);
     const isBranch = name.includes('/') && imageOf(name) === imageOf(from);
     await this.putLine(
@@ -112,6 +122,8 @@ export class Images {
       who,
       { id: this.store.line(from).record.id, generation: record.generation },
       isBranch ? record.generation : 1,
+      // A branch goes on with its image's history, so what a card knows of that is right here too.
+      isBranch ? { id: idOf(record), cards } : null,
     );
   }
 
@@ -152,6 +164,7 @@ export class Images {
     }
     const record: LineRecord = { ...line.record, head: generation, size };
     const batch = emptyBatch();
+    const id = generationId(line.headId, line.record.id, generation, timeMs, who, why);
     const made: GenerationRecord = {
       version: 1,
       generation,
@@ -162,6 +175,7 @@ export class Images {
       why,
       changedBlocks,
       from: generation,
+      id,
     };
     batch.records.push([generationKey(record.id, generation), made], [`line/${line.name}`, record]);
     try {
@@ -172,6 +186,7 @@ export class Images {
       throw error;
     }
     line.record = record;
+    line.digestedId = id;
     line.size = size;
     line.lastTimeMs = timeMs;
     line.layerChanges++;
@@ -179,6 +194,9 @@ export class Images {
     line.frozen = null;
     line.view.close();
     line.view = view;
+    for (const opened of [...line.exports]) {
+      if (opened.learnsOfChanges) opened.fence(`${line.name} was changed by ${who}: ${why}`);
+    }
     this.store.emit('commit', line.name, generation, who);
     return generation;
   }
@@ -201,11 +219,11 @@ export class Images {
     });
   }
 
-  private changeLine(line: Line, change: (record: LineRecord) => void): Promise<void> {
+  changeLine(line: Line, change: (record: LineRecord) => void): Promise<void> {
     return this.inTurn(async () => {
       await restOfDigest(line);
       if (line.removed) throw new Failure(`${line.name} has been removed`);
-      const record: LineRecord = { ...line.record, tags: { ...line.record.tags } };
+      const record: LineRecord = { ...line.record, tags: { ...line.record.tags }, cards: { ...line.record.cards } };
       change(record);
       const batch = emptyBatch();
       batch.records.push([`line/${line.name}`, record]);
@@ -231,7 +249,10 @@ export class Images {
     for (const it of moved) {
       if (it.exports.size > 0) throw new Failure(`${it.name} is open: its clients must disconnect first`);
     }
-    for (const it of moved) it.closed = true;
+    // Cards open a branch by the name of its image.
+    const held = new Set([...moved, this.store.line(imageOf(from))]);
+    for (const it of held) if (it.moving) throw new Failure(`${it.name} is being moved: try again`);
+    for (const it of held) it.moving = true;
     try {
       for (const it of moved) await this.store.digest(it);
       const batch = emptyBatch();
@@ -247,7 +268,7 @@ export class Images {
         this.store.lines.set(name, it);
       }
     } finally {
-      for (const it of moved) it.closed = false;
+      for (const it of held) it.moving = false;
     }
   }
 
@@ -285,7 +306,8 @@ export class Images {
   }
 
   private async forgetNow(line: Line, generations: number[]): Promise<void> {
-    const kept = new Set([line.record.head, ...Object.values(line.record.tags)]);
+    const cards = Object.values(line.record.cards ?? {}).flatMap((it) => [it.generation, it.known]);
+    const kept = new Set([line.record.head, ...Object.values(line.record.tags), ...cards]);
     const batch: IndexBatch = emptyBatch();
     for (const generation of generations) {
       if (!kept.has(generation)) batch.records.push([generationKey(line.record.id, generation), undefined]);

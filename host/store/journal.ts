@@ -6,6 +6,7 @@
 
 import crypto from 'node:crypto';
 import zlib from 'node:zlib';
+import type { CardCommit } from './cards.js';
 import type { Files, StoreFile } from './files.js';
 import { Overlay, ZERO_BLOCK } from './overlay.js';
 
@@ -31,6 +32,9 @@ export interface CommitRecord {
   size: number;
   who: string;
   why: string;
+  /** The generation's id. */
+  id: string;
+  card: CardCommit | null;
   /** The tree that the changes lie on when it is not the generation before: 32 bytes. */
   base: Buffer | null;
   changes: Overlay;
@@ -192,7 +196,8 @@ export class Journal {
   private async writeRecord(record: CommitRecord): Promise<number> {
     if (this.failed !== null) throw this.failed;
     const ranges = record.changes.ranges();
-    const text = Buffer.from(JSON.stringify({ who: record.who, why: record.why }));
+    const { who, why, id, card } = record;
+    const text = Buffer.from(JSON.stringify(card === null ? { who, why, id } : { who, why, id, card }));
     const length = RECORD_HEADER + text.length + ranges.length * 16 + record.changes.blocks.size * 20;
     const slots = Math.ceil(length / SLOT_SIZE);
     if (slots > this.segmentSlots - 1) throw new Error(`a record of ${length} bytes does not fit a journal segment`);
@@ -532,6 +537,8 @@ export class Journal {
       size: readU64(bytes, 56),
       who: String(text.who),
       why: String(text.why),
+      id: typeof text.id === 'string' ? text.id : '',
+      card: text.card ?? null,
       base: bytes.readUInt32LE(36) === 1 ? Buffer.from(bytes.subarray(80, 112)) : null,
       changes,
       missing,

@@ -22,6 +22,8 @@ export class LineExport implements OpenExport {
   readonly description: string;
   /** The generation that is read, without the open epoch. */
   generation: number;
+  /** The card that this is a connection of. */
+  card: { card: string; session: number } | null = null;
   /** Set while this connection is or was the writer: it reads the line's own layers. */
   private live = false;
   private lost: string | null = null;
@@ -62,6 +64,15 @@ export class LineExport implements OpenExport {
 
   get hasWritten(): boolean {
     return this.live;
+  }
+
+  /** Must this connection end when somebody else changes the line? A card learns of changes by connecting again. */
+  get learnsOfChanges(): boolean {
+    return this.live || this.card !== null;
+  }
+
+  get lostReason(): string | null {
+    return this.lost;
   }
 
   get identity(): string {
@@ -248,6 +259,17 @@ export class LineExport implements OpenExport {
     return waits.length === 0 ? undefined : Promise.all(waits).then(() => {});
   }
 
+  /** See OpenExport. */
+  async writeKnown(offset: number, hash: Buffer): Promise<boolean> {
+    this.becomeWriter();
+    const location = this.store.index.blob(hash);
+    if (location === null || location.length !== BLOCK_SIZE || offset + BLOCK_SIZE > this.size) return false;
+    const block = await this.store.packs.blob(hash, location).catch(() => null);
+    if (block === null) return false;
+    await this.write(offset, block);
+    return true;
+  }
+
   private becomeWriter(): void {
     this.lastUsedMs = this.store.nowMs();
     const { line } = this;
@@ -375,6 +397,27 @@ export class LineExport implements OpenExport {
     return done;
   }
 
+  /** What the card's records up to `upTo` have written becomes the next generation, even when that is nothing: `upTo` is part of it. */
+  async commitCard(upTo: number): Promise<{ generation: number; id: string }> {
+    while (this.spill !== null) await this.spill.catch(() => {});
+    this.becomeWriter();
+    const { card, session } = this.card!;
+    const { epoch, base, baseBlocks } = this;
+    const done = this.store.commitEpoch(this.line, epoch, base, baseBlocks, this.client.identity, {
+      card,
+      upTo,
+      session,
+    });
+    this.epoch = new Overlay();
+    this.base = null;
+    this.baseBlocks = 0;
+    this.generation = this.line.head;
+    this.commits = done;
+    const made = { generation: this.line.head, id: this.line.headId };
+    await done;
+    return made;
+  }
+
   /** Moves a reader to the newest generation. */
   private refresh(): Done {
     if (this.readOnly && this.pinned) return undefined;
@@ -397,7 +440,8 @@ export class LineExport implements OpenExport {
   async close(clean: boolean): Promise<void> {
     const { line } = this;
     try {
-      if (clean && this.live && this.lost === null && line.writer === this) await this.commit();
+      // A card's epoch is whole only with its number.
+      if (clean && this.card === null && this.live && this.lost === null && line.writer === this) await this.commit();
       await this.commits;
     } finally {
       line.exports.delete(this);

@@ -3,6 +3,7 @@
 // Newest content first: the writer's open epoch; `committed`, the generations that are in the journal; `frozen`, those of them that
 // are being digested; `view`, the tree. `pending` keeps what is needed to make the generations of `committed` and `frozen`.
 
+import { type CardCommit, type CardState, generationId } from './cards.js';
 import type { Journal } from './journal.js';
 import type { LineExport } from './line-export.js';
 import { Overlay } from './overlay.js';
@@ -22,6 +23,8 @@ export interface LineRecord {
   /** Where a branch or clone comes from: the other line's `id`. */
   origin: { id: number; generation: number } | null;
   tags: Record<string, number>;
+  /** By card id. */
+  cards?: Record<string, CardState>;
 }
 
 export interface GenerationRecord {
@@ -37,6 +40,15 @@ export interface GenerationRecord {
   changedBlocks: number;
   /** The oldest generation that this one includes: several that were committed within a moment are kept as one. */
   from: number;
+  /** SPEC.md "Between a card and the image server"; missing in generations made before there were ids. */
+  id?: string;
+  /** The card whose commit this is. */
+  card?: CardCommit;
+}
+
+/** The id of a kept generation. */
+export function idOf(record: GenerationRecord): string {
+  return record.id ?? generationId('', record.root, record.generation);
 }
 
 /** Committed and not digested yet. */
@@ -49,6 +61,8 @@ export interface Pending {
   size: number;
   who: string;
   why: string;
+  id: string;
+  card: CardCommit | null;
   /** The tree under `changes` when it is not the generation before: part of the epoch was digested while it was open. */
   base: Buffer | null;
   baseBlocks: number;
@@ -67,20 +81,23 @@ export class Line {
   head: number;
   size: number;
   lastTimeMs: number;
+  /** Id of the newest generation that has been digested. */
+  digestedId: string;
   /** Counts the times that the layers were replaced, so that a digest that ends then leaves them alone. */
   layerChanges = 0;
   writer: LineExport | null = null;
   readonly exports = new Set<LineExport>();
   digesting: Promise<void> | null = null;
   removed = false;
-  /** Nobody may open it now: it is being renamed. */
-  closed = false;
+  /** It is being renamed, or cards are being moved away from or to it: who wants to open it must come back later. */
+  moving = false;
 
   constructor(
     public record: LineRecord,
     public view: TreeView,
     newest: GenerationRecord,
   ) {
+    this.digestedId = idOf(newest);
     this.head = record.head;
     this.size = record.size;
     this.lastTimeMs = newest.timeMs;
@@ -88,6 +105,11 @@ export class Line {
 
   get name(): string {
     return this.record.name;
+  }
+
+  /** Id of the newest generation, digested or not. */
+  get headId(): string {
+    return this.pending.at(-1)?.id ?? this.digestedId;
   }
 
   /** Where the newest committed content of the block lies: a journal position, ZERO_BLOCK, or UNCHANGED for the tree. */
@@ -118,6 +140,8 @@ export function mergePending(older: Pending, newer: Pending, journal: Journal): 
   older.size = newer.size;
   older.who = newer.who;
   older.why = newer.why;
+  older.id = newer.id;
+  older.card = newer.card;
   older.records.push(...newer.records);
 }
 

@@ -1,5 +1,6 @@
 // What a crash has left in the journal becomes the lines' pending generations again.
 
+import { generationId } from './cards.js';
 import type { CommitRecord, Journal } from './journal.js';
 import { type Line, mergePending, type Pending } from './line.js';
 import type { StoreLog } from './store.js';
@@ -37,6 +38,8 @@ export function adoptRecords(line: Line, records: CommitRecord[], journal: Journ
       size: record.size,
       who: record.who,
       why: record.why,
+      id: record.id || generationId(line.headId, record.generation, record.timeMs),
+      card: record.card,
       base: record.base,
       baseBlocks: 0,
       changes: record.changes,

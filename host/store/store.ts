@@ -8,8 +8,18 @@ import { EventEmitter } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
 import { Failure } from '../failure.js';
-import { type Client, ExportError, type ExportListing, ExportRefused, type Exports } from '../server/export.js';
+import {
+  type CardHello,
+  type CardPlace,
+  type Client,
+  ExportError,
+  type ExportListing,
+  ExportRefused,
+  type Exports,
+} from '../server/export.js';
 import { TreeBuilder } from './builder.js';
+import { CardPlaces } from './card-places.js';
+import { type CardCommit, generationId, withCommit } from './cards.js';
 import { type Codec, zstdCodec } from './codec.js';
 import type { Pause } from './digest.js';
 import { DiskFiles, type Files } from './files.js';
@@ -21,6 +31,7 @@ import {
   type GenerationRecord,
   generationKey,
   generationPrefix,
+  idOf,
   Line,
   type LineRecord,
   mergePending,
@@ -41,6 +52,8 @@ export type Right = 'read' | 'write' | 'administer';
 /** Says what a client may do; without one everybody may do everything. */
 export interface Access {
   allows(client: Client, image: string, right: Right): boolean;
+  /** May cards write blocks of any image by their hash? Missing: yes. */
+  readonly mayAsk?: boolean;
 }
 
 export interface StoreOptions {
@@ -69,6 +82,8 @@ export interface StoreOptions {
 interface StoreEvents {
   /** A new generation is durable. */
   commit: [line: string, generation: number, who: string];
+  /** A card and the line have both changed: the card's branch and its base; or the line that refuses the card. */
+  conflict: [line: string, generation: number, card: string];
 }
 
 export interface LineInfo {
@@ -102,9 +117,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   readonly nodes: Nodes;
   readonly index: Index;
   readonly files: Files;
-  readonly statistics = { commits: 0, digests: 0 };
+  readonly statistics = { commits: 0, digests: 0, conflicts: 0 };
   readonly builder: TreeBuilder;
   readonly images = new Images(this);
+  readonly cards = new CardPlaces(this);
   readonly log: StoreLog;
   /** Roots that no generation points to and that are needed: imports under way. */
   collecting = false;
@@ -134,7 +150,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       () => options.pause?.() ?? this.digestPause(),
     );
     this.unlock = parts.unlock;
+    this.storeId = parts.storeId;
   }
+
+  readonly storeId: Buffer;
 
   private readonly unlock: () => void;
 
@@ -305,7 +324,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       throw new ExportRefused('unknown', 'there is no such export, or you may not read it');
     }
     if (this.closing) throw new ExportRefused('policy', 'the server is shutting down');
-    if (line.closed) throw new ExportRefused('policy', `${line.name} is being renamed`);
+    if (line.moving) throw new ExportRefused('policy', `${line.name} is being moved, try again`);
     if (parsed.at === null) {
       const readOnly = !this.allows(client, parsed.line, 'write');
       const opened = (view: TreeView, generation: number) =>
@@ -328,11 +347,23 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     return this.digest(line).then(() => pinned(this.findGeneration(line, at)));
   }
 
-  private allows(client: Client, line: string, right: Right): boolean {
+  placeCard(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
+    return this.cards.place(name, client, hello);
+  }
+
+  get mayAsk(): boolean {
+    return this.options.access?.mayAsk ?? true;
+  }
+
+  get isClosing(): boolean {
+    return this.closing;
+  }
+
+  allows(client: Client, line: string, right: Right): boolean {
     return this.options.access?.allows(client, imageOf(line), right) ?? true;
   }
 
-  private copyView(view: TreeView): TreeView {
+  copyView(view: TreeView): TreeView {
     return new TreeView(this.nodes, view.root, view.size);
   }
 
@@ -400,9 +431,17 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   }
 
   /** Makes the epoch the line's next generation. The layers change at once; the promise resolves when it is durable. */
-  commitEpoch(line: Line, changes: Overlay, base: TreeView | null, baseBlocks: number, who: string): Promise<void> {
+  commitEpoch(
+    line: Line,
+    changes: Overlay,
+    base: TreeView | null,
+    baseBlocks: number,
+    who: string,
+    card: CardCommit | null = null,
+  ): Promise<void> {
     const generation = line.head + 1;
     const timeMs = Math.max(this.nowMs(), line.lastTimeMs);
+    const id = generationId(line.headId, line.record.id, generation, timeMs, who, card?.card ?? '', card?.upTo ?? 0);
     const record: CommitRecord = {
       line: line.record.id,
       generation,
@@ -410,6 +449,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       size: line.size,
       who,
       why: 'commit',
+      id,
+      card,
       base: base?.root ?? null,
       changes,
     };
@@ -428,6 +469,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       size: line.size,
       who,
       why: 'commit',
+      id,
+      card,
       base: record.base,
       baseBlocks,
       changes,
@@ -450,7 +493,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     }
     this.statistics.commits++;
     for (const other of [...line.exports]) {
-      if (other !== line.writer && other.hasWritten) other.fence(`${line.name} was changed by ${who}`);
+      if (other !== line.writer && other.learnsOfChanges) other.fence(`${line.name} was changed by ${who}`);
     }
     // Generations become durable in order: this one is not before its predecessor is.
     const before = line.pending.at(-2)?.durable;
@@ -476,7 +519,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     if (index < 1) return;
     const older = line.pending[index - 1];
     if (!older.isDurable || newer.timeMs - older.firstMs >= (this.options.coalesceMs ?? 1000)) return;
-    if (older.size !== newer.size) return;
+    if (older.size !== newer.size || older.card?.card !== newer.card?.card) return;
     mergePending(older, newer, this.journal);
     older.durable = newer.durable;
     line.pending.splice(index, 1);
@@ -619,14 +662,18 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
           why: pending.why,
           changedBlocks: pending.changes.changedBlocks() + pending.baseBlocks,
           from: pending.from,
+          id: pending.id,
+          ...(pending.card === null ? {} : { card: pending.card }),
         });
       }
       const record: LineRecord = { ...line.record, head: records.at(-1)!.generation, size };
+      for (const it of taken) if (it.card !== null) record.cards = withCommit(record.cards, it, it.card, this.nowMs());
       const batch = emptyBatch();
       for (const it of records) batch.records.push([generationKey(record.id, it.generation), it]);
       batch.records.push([`line/${record.name}`, record]);
       await this.index.apply(batch);
       line.record = record;
+      line.digestedId = idOf(records.at(-1)!);
       line.pending.splice(0, taken.length);
       if (line.layerChanges === token) {
         const view = new TreeView(this.nodes, live.root, size);

@@ -31,11 +31,11 @@ export class TestCard {
   #ended: Promise<void> = Promise.resolve();
   #wake: () => void = () => {};
 
-  start(binary: string, firmwares: string[], engine: string, paths = ''): void {
+  start(binary: string, firmwares: string[], engine: string, options: { paths?: string; more?: string[] } = {}): void {
     const settings = join(this.folder, 'settings');
     const pathFile = join(this.folder, 'paths');
     writeFileSync(settings, Buffer.alloc(512, 1));
-    writeFileSync(pathFile, `# none\n${paths}`);
+    writeFileSync(pathFile, `# none\n${options.paths ?? ''}`);
     rmSync(this.doorbell, { force: true });
     const child = spawn(
       binary,
@@ -43,6 +43,7 @@ export class TestCard {
         ...firmwares.flatMap((file) => ['--firmware', file]),
         ...['--settings', settings, '--paths', pathFile, '--memory', this.memory, '--memory-size', String(2 << 20)],
         ...['--doorbell', this.doorbell, '--crash', this.crash, '--engine', engine],
+        ...(options.more ?? []),
       ],
       { stdio: ['ignore', 'pipe', 'pipe'] },
     );

@@ -2,7 +2,10 @@
 // slots that are damaged.
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { before, test } from 'node:test';
+import { encodeFirmwarePackage, FIRMWARE_HEAD_SIZE, makeFirmwareKey } from '../../host/card/firmware-package.js';
+import { FLASH_FIRMWARE_OFFSET, FLASH_FIRMWARE_SLOT_SIZE } from '../../host/card/flash-image.js';
 import { QemuCard } from '../../host/card/qemu.js';
 import { DEFAULT_SETTINGS } from '../../host/card/settings.js';
 import { Cable } from '../../host/front-end/cable.js';
@@ -15,7 +18,12 @@ import { MODULES } from './posix-card.js';
 before(() => buildQemuCard('aot'));
 
 /** Switches on a card with two firmware images; the second one has to end up running. */
-async function runsFallback(firmware: string, expected: RegExp, count: number): Promise<void> {
+async function runsFallback(
+  firmware: string,
+  expected: RegExp,
+  count: number,
+  prepareFlash: (flash: Buffer) => void = () => {},
+): Promise<void> {
   const image = new TestImage(16_384);
   const log: string[] = [];
   const card = new QemuCard({
@@ -24,6 +32,7 @@ async function runsFallback(firmware: string, expected: RegExp, count: number): 
     fallbackFirmware: FIRMWARE,
     settings: { ...DEFAULT_SETTINGS, exportName: IMAGE_NAME },
     path: await image.serveTcp(),
+    prepareFlash,
   });
   card.onLog = (level, line) => log.push(`${level}: ${line}`);
   try {
@@ -33,7 +42,7 @@ async function runsFallback(firmware: string, expected: RegExp, count: number): 
     assert.deepEqual(await pc.read(300, 20), pattern(300, 20));
     assert.equal(log.filter((line) => expected.test(line)).length, count, log.join('\n'));
     assert.ok(
-      log.some((line) => line.startsWith('info: firmware 1: engine=aot')),
+      log.some((line) => /^info: firmware [01]: engine=aot/.test(line)),
       log.join('\n'),
     );
   } finally {
@@ -56,6 +65,13 @@ test('a firmware that the check refuses is not run; the other image runs', async
   await runsFallback(assemble(REFUSED[0], MODULES), /^error: firmware 0: refused: recursion/, 1);
 });
 
+test("a stranger's firmware is not run; the other image runs", async () => {
+  const stranger = makeFirmwareKey();
+  await runsFallback(FIRMWARE, /^error: firmware slot 0: not signed with a key that this card trusts/, 1, (flash) =>
+    flash.set(encodeFirmwarePackage(9, readFileSync(FIRMWARE), stranger.privateKey), FLASH_FIRMWARE_OFFSET),
+  );
+});
+
 test('both slots damaged: the card says so on its console, and resets to try again', async () => {
   const image = new TestImage(16_384);
   const log: string[] = [];
@@ -66,8 +82,8 @@ test('both slots damaged: the card says so on its console, and resets to try aga
     settings: { ...DEFAULT_SETTINGS, exportName: IMAGE_NAME },
     path: await image.serveTcp(),
     prepareFlash: (flash) => {
-      flash[0x900000 + 5000] ^= 1;
-      flash[0xb00000 + 64] ^= 0x80;
+      flash[FLASH_FIRMWARE_OFFSET + 5000] ^= 1;
+      flash[FLASH_FIRMWARE_OFFSET + FLASH_FIRMWARE_SLOT_SIZE + FIRMWARE_HEAD_SIZE] ^= 0x80;
     },
   });
   card.onLog = (level, line) => log.push(`${level}: ${line}`);
