@@ -143,6 +143,9 @@ static void map_memory(void) {
 
 // Front end
 
+/// The memory file is new at every start.
+bool board_front_end_kept(void) { return false; }
+
 void board_front_end_ring(void) {
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
   doorbell_send(DOORBELL_RING);

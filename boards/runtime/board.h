@@ -35,6 +35,9 @@ size_t board_settings_read(void *target, size_t capacity);
 /// Tells the front end that the register block holds a new order. Everything stored before must be visible to it first.
 void board_front_end_ring(void);
 
+/// True when this runtime follows one that was reset in the middle of its work, and linear memory still has the register block
+/// that the front end goes on with: the PC is then not to notice.
+bool board_front_end_kept(void);
 /// Tells the front end that the firmware takes events: it has started, or started again, and the shared memory is laid out.
 void board_front_end_started(void);
 /// The firmware has ended; the front end keeps what comes now until it is told of the next start.

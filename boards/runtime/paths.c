@@ -4,6 +4,7 @@
 
 static struct net_path paths[NET_PATHS_MAX];
 static unsigned path_count;
+static struct net_interface interfaces[NET_INTERFACES_MAX];
 
 enum { WORDS_MAX = 6 };
 
@@ -36,15 +37,62 @@ static bool copy_text(struct word word, char *target, size_t size) {
   return true;
 }
 
-static bool parse_port(struct word word, uint16_t *port) {
+static bool parse_number(struct word word, uint32_t least, uint32_t most, uint32_t *number) {
   uint32_t value = 0;
   if (word.length == 0 || word.length > 5) return false;
   for (size_t i = 0; i < word.length; i++) {
     if (word.text[i] < '0' || word.text[i] > '9') return false;
     value = value * 10 + (uint32_t)(word.text[i] - '0');
   }
-  *port = (uint16_t)value;
-  return value >= 1 && value <= 65535;
+  *number = value;
+  return value >= least && value <= most;
+}
+
+static bool parse_port(struct word word, uint16_t *port) {
+  uint32_t number;
+  if (!parse_number(word, 1, 65535, &number)) return false;
+  *port = (uint16_t)number;
+  return true;
+}
+
+/// Takes what stands before `separator` off the front of `rest`; all of it when there is none.
+static struct word take_part(struct word *rest, char separator) {
+  const char *end = memchr(rest->text, separator, rest->length);
+  const struct word part = {rest->text, end == NULL ? rest->length : (size_t)(end - rest->text)};
+  const size_t taken = end == NULL ? part.length : part.length + 1;
+  rest->text += taken;
+  rest->length -= taken;
+  return part;
+}
+
+static bool parse_ipv4(struct word word, uint8_t address[4]) {
+  for (unsigned i = 0; i < 4; i++) {
+    uint32_t number;
+    const bool is_last = i == 3;
+    if (!parse_number(take_part(&word, is_last ? 0 : '.'), 0, 255, &number)) return false;
+    address[i] = (uint8_t)number;
+  }
+  return word.length == 0;
+}
+
+static bool parse_interface(const struct word *words, unsigned count) {
+  uint32_t number;
+  if (count < 3 || !parse_number(words[1], 0, NET_INTERFACES_MAX - 1, &number)) return false;
+  struct net_interface parsed = {0};
+  if (word_is(words[2], "static") && (count == 4 || count == 5)) {
+    struct word rest = words[3];
+    uint32_t prefix;
+    parsed.is_static = true;
+    if (!parse_ipv4(take_part(&rest, '/'), parsed.address) || !parse_number(rest, 1, 30, &prefix)) return false;
+    parsed.prefix = prefix;
+    // 0, 127 and everything from 224 on are no host's addresses.
+    if (parsed.address[0] == 0 || parsed.address[0] == 127 || parsed.address[0] >= 224) return false;
+    if (count == 5 && !parse_ipv4(words[4], parsed.gateway)) return false;
+  } else if (!word_is(words[2], "dhcp") || count != 3) {
+    return false;
+  }
+  interfaces[number] = parsed;
+  return true;
 }
 
 static int hex_digit(char character) {
@@ -88,6 +136,7 @@ static bool parse_line(const struct word *words, unsigned count, struct net_path
 
 unsigned paths_parse(const char *text, size_t length) {
   path_count = 0;
+  memset(interfaces, 0, sizeof interfaces);
   unsigned line_number = 0;
   for (size_t at = 0; at < length;) {
     const char *end = memchr(text + at, '\n', length - at);
@@ -97,6 +146,10 @@ unsigned paths_parse(const char *text, size_t length) {
     const unsigned count = split(text + at, line_length, words);
     at += line_length + 1;
     if (count == 0 || words[0].text[0] == '#') continue;
+    if (count <= WORDS_MAX && word_is(words[0], "interface")) {
+      if (!parse_interface(words, count)) return line_number;
+      continue;
+    }
     if (count > WORDS_MAX || path_count == NET_PATHS_MAX) return line_number;
     if (!parse_line(words, count, &paths[path_count])) return line_number;
     path_count++;
@@ -105,3 +158,4 @@ unsigned paths_parse(const char *text, size_t length) {
 }
 
 const struct net_path *paths_get(unsigned index) { return index < path_count ? &paths[index] : NULL; }
+const struct net_interface *paths_interface(unsigned index) { return &interfaces[index]; }

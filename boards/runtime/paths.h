@@ -7,6 +7,11 @@
 //
 //   psk IDENTITY HEXKEY
 //
+// and, for a card with Ethernet ports of its own, how port N gets its address; without such a line by DHCP:
+//
+//   interface N dhcp
+//   interface N static ADDRESS/PREFIX [GATEWAY]
+//
 // Empty lines and lines that start with # mean nothing.
 #ifndef RIBBON_PATHS_H
 #define RIBBON_PATHS_H
@@ -15,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { NET_PATHS_MAX = 4 };
+enum { NET_PATHS_MAX = 4, NET_INTERFACES_MAX = 2 };
 
 struct net_path {
   enum { PATH_TCP, PATH_UNIX } kind;
@@ -27,9 +32,17 @@ struct net_path {
   size_t psk_length;
 };
 
+struct net_interface {
+  bool is_static; // false: DHCP, and the rest is 0
+  uint8_t address[4], gateway[4]; // as they are written; gateway 0.0.0.0: none
+  unsigned prefix;                // bits of the network, 1 to 30
+};
+
 /// Reads the text and replaces the table. Returns 0, or the number of the first line that is wrong.
 unsigned paths_parse(const char *text, size_t length);
 /// NULL when there is no path of that number.
 const struct net_path *paths_get(unsigned index);
+/// How interface `index` (below NET_INTERFACES_MAX) gets its address.
+const struct net_interface *paths_interface(unsigned index);
 
 #endif

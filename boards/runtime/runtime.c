@@ -48,9 +48,13 @@ static void record_trap(unsigned image, const struct trap *trap) {
               (unsigned long)trap->line, (unsigned long)trap->column);
 }
 
-/// All of the linear memory but what the front end uses: its register block, and the data buffer that the PC may be reading
-/// at this moment.
-static void clear_memory(struct linear_memory memory) {
+/// All of the linear memory but what a front end that has been told of it uses: its register block, and the data buffer that
+/// the PC may be reading at this moment.
+static void clear_memory(struct linear_memory memory, bool keep_front_end) {
+  if (!keep_front_end) {
+    memset(memory.data, 0, memory.length);
+    return;
+  }
   const struct front_end_block *block = (const struct front_end_block *)(memory.data + FRONT_END);
   uint32_t kept_end = FRONT_END + FRONT_END_SIZE;
   uint32_t buffer = kept_end, buffer_end = kept_end;
@@ -76,12 +80,14 @@ static bool run(volatile struct front_end_block *block, struct trap *trap) {
   }
 }
 
+/// A front end has been told that a firmware runs, in this run of the runtime or in the one before a reset.
+static bool was_started;
+
 /// Loads and runs one image once. True when the board wants to stop.
 static bool start(enum engine_choice choice, const uint8_t *wasm, size_t length, struct linear_memory memory,
                   unsigned image, struct trap *trap) {
-  static bool was_started;
   volatile struct front_end_block *block = (volatile struct front_end_block *)(memory.data + FRONT_END);
-  clear_memory(memory);
+  clear_memory(memory, was_started);
   if (!engine_load(choice, wasm, length, memory, trap)) return false;
   runtime_log(LOG_INFO, "firmware %u: engine=%s bytes=%lu memory=%lu", image, engine_name(), (unsigned long)length,
               (unsigned long)memory.length);
@@ -95,7 +101,7 @@ static bool start(enum engine_choice choice, const uint8_t *wasm, size_t length,
     return false;
   }
   if (was_started) front_end_resume_begin(block);
-  else board_front_end_started();
+  else board_front_end_started(); // with was_started, once the reset is over (front_end.c)
   was_started = true;
   return run(block, trap);
 }
@@ -123,6 +129,7 @@ void runtime_run(enum engine_choice choice) {
   uint8_t *data = board_linear_memory(&memory_length);
   const struct linear_memory memory = {data, (uint32_t)memory_length};
   report_last_crash();
+  was_started = board_front_end_kept() && ((struct front_end_block *)(data + FRONT_END))->magic == FRONT_END_MAGIC;
   for (unsigned image = 0;; image++) {
     size_t length;
     const uint8_t *wasm = board_firmware(image, &length);

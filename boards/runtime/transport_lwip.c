@@ -21,11 +21,18 @@
 
 /// How often the PHYs are asked for their link.
 enum { LINK_POLL_MS = 200 };
+/// A network with a link that gives no address for so long is reported, once.
+enum { ADDRESS_PATIENCE_MS = 10000 };
 /// Frames taken from one interface before the others and the firmware get their turn.
 enum { FRAMES_AT_ONCE = 64 };
 
 static struct netif interfaces[NETWORK_INTERFACES_MAX];
 static unsigned interface_count;
+static struct {
+  bool has_address;
+  bool complained;
+  uint32_t waiting_since_ms; // for an address, with a link
+} reported[NETWORK_INTERFACES_MAX];
 static uint32_t link_polled_ms;
 
 static struct lwip_stream {
@@ -177,16 +184,45 @@ static err_t send_frame(struct netif *netif, struct pbuf *frame) {
   return ethernet_send(interface, frame) ? ERR_OK : ERR_MEM;
 }
 
+static bool is_usable(const struct netif *netif) {
+  return netif_is_link_up(netif) && !ip4_addr_isany(netif_ip4_addr(netif));
+}
+
+/// What no network covers goes out on the first interface that has a link and an address.
+static void choose_default(void) {
+  if (netif_default != NULL && is_usable(netif_default)) return;
+  for (unsigned i = 0; i < interface_count; i++) {
+    if (!is_usable(&interfaces[i])) continue;
+    netif_set_default(&interfaces[i]);
+    return;
+  }
+}
+
 static void on_address(struct netif *netif) {
   const unsigned interface = (unsigned)(netif - interfaces);
-  if (ip4_addr_isany(netif_ip4_addr(netif))) return;
-  char address[16], gateway[16];
-  ip4addr_ntoa_r(netif_ip4_addr(netif), address, sizeof address);
-  ip4addr_ntoa_r(netif_ip4_gw(netif), gateway, sizeof gateway);
-  runtime_log(LOG_INFO, "network %u: address=%s gateway=%s", interface, address, gateway);
-  // The first interface with an address carries what no other network covers.
-  if (netif_default == NULL || !netif_is_link_up(netif_default)) netif_set_default(netif);
+  const bool has_address = !ip4_addr_isany(netif_ip4_addr(netif));
+  if (has_address) {
+    char address[16], gateway[16];
+    ip4addr_ntoa_r(netif_ip4_addr(netif), address, sizeof address);
+    ip4addr_ntoa_r(netif_ip4_gw(netif), gateway, sizeof gateway);
+    runtime_log(LOG_INFO, "network %u: address=%s gateway=%s %s", interface, address, gateway,
+                paths_interface(interface)->is_static ? "static" : "dhcp");
+  } else if (reported[interface].has_address) {
+    runtime_log(LOG_WARNING, "network %u: its address is no longer valid", interface);
+  }
+  reported[interface].has_address = has_address;
+  reported[interface].complained = false;
+  reported[interface].waiting_since_ms = board_clock_ms();
+  choose_default();
   news = true;
+}
+
+static void report_missing_address(unsigned interface) {
+  const struct netif *netif = &interfaces[interface];
+  if (reported[interface].complained || !netif_is_link_up(netif) || reported[interface].has_address) return;
+  if (board_clock_ms() - reported[interface].waiting_since_ms < ADDRESS_PATIENCE_MS) return;
+  reported[interface].complained = true;
+  runtime_log(LOG_WARNING, "network %u: no DHCP server has given an address for %d s", interface, ADDRESS_PATIENCE_MS / 1000);
 }
 
 static err_t init_interface(struct netif *netif) {
@@ -209,16 +245,32 @@ static void poll_links(void) {
   for (unsigned i = 0; i < interface_count; i++) {
     struct netif *netif = &interfaces[i];
     const bool is_up = ethernet_link_up(i);
+    report_missing_address(i);
     if (is_up == (netif_is_link_up(netif) != 0)) continue;
     runtime_log(is_up ? LOG_INFO : LOG_WARNING, "network %u: link %s", i, is_up ? "up" : "down");
     if (is_up) {
+      reported[i].complained = false;
+      reported[i].waiting_since_ms = board_clock_ms();
       netif_set_link_up(netif); // DHCP starts again by itself
-      if (!ip4_addr_isany(netif_ip4_addr(netif))) on_address(netif);
     } else {
       netif_set_link_down(netif);
     }
+    choose_default();
     news = true;
   }
+}
+
+static void start_address(unsigned interface) {
+  const struct net_interface *wanted = paths_interface(interface);
+  if (!wanted->is_static) {
+    dhcp_start(&interfaces[interface]);
+    return;
+  }
+  ip4_addr_t address, mask, gateway;
+  memcpy(&address.addr, wanted->address, 4); // both as on the wire
+  memcpy(&gateway.addr, wanted->gateway, 4);
+  mask.addr = lwip_htonl(UINT32_MAX << (32 - wanted->prefix));
+  netif_set_addr(&interfaces[interface], &address, &mask, &gateway);
 }
 
 void network_init(unsigned count) {
@@ -229,7 +281,7 @@ void network_init(unsigned count) {
     netif_add_noaddr(netif, NULL, init_interface, ethernet_input);
     netif_set_status_callback(netif, on_address);
     netif_set_up(netif);
-    dhcp_start(netif);
+    start_address(i);
   }
   link_polled_ms = board_clock_ms() - LINK_POLL_MS;
   poll_links();

@@ -5,11 +5,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "paths.h"
+
 struct pbuf;
 
-enum { NETWORK_INTERFACES_MAX = 2 };
+enum { NETWORK_INTERFACES_MAX = NET_INTERFACES_MAX };
 
-/// Starts lwIP, and DHCP on `count` interfaces.
+/// Starts lwIP on `count` interfaces, with DHCP or the addresses that paths.h has for them.
 void network_init(unsigned count);
 /// Takes received frames, runs timers. True when a stream has news.
 bool network_poll(void);

@@ -7,12 +7,16 @@
 #include "registers.h"
 
 enum { ICCICR = 0x00, ICCPMR = 0x04, ICCIAR = 0x0c, ICCEOIR = 0x10 };
-enum { ICDDCR = 0x000, ICDISER = 0x100, ICDIPR = 0x400, ICDIPTR = 0x800 };
+enum { ICDDCR = 0x000, ICDISER = 0x100, ICDICER = 0x180, ICDIPR = 0x400, ICDIPTR = 0x800 };
 enum { INTERRUPTS = 96, SPURIOUS = 1023 };
 
 static irq_handler *handlers[INTERRUPTS];
 
 void irq_init(void) {
+  // What a boot loader has enabled would come without a handler, and a level that stays would come again and again.
+  for (uint32_t word = 0; word < INTERRUPTS / 32; word++) {
+    register_write(GIC_DISTRIBUTOR_BASE, ICDICER + 4 * word, 0xffffffff);
+  }
   register_write(GIC_CPU_BASE, ICCPMR, 0xf0); // every priority gets through
   register_write(GIC_CPU_BASE, ICCICR, 1);
   register_write(GIC_DISTRIBUTOR_BASE, ICDDCR, 1);

@@ -12,6 +12,7 @@
 #include "flash.h"
 #include "gem.h"
 #include "irq.h"
+#include "main.h"
 #include "mmu.h"
 #include "paths.h"
 #include "registers.h"
@@ -25,6 +26,9 @@ enum {
   /// How long a card that has nothing to run shows why before it tries again.
   HALT_MS = 10000,
   CLOCK_WORDS = 64,
+  /// Averaged over 16 conversions of several channels at 1 MS/s each result is new after some 100 us.
+  NOISE_SAMPLES = 128,
+  NOISE_INTERVAL_US = 100,
 };
 
 extern uint8_t shared_start[], shared_end[];
@@ -34,11 +38,10 @@ static struct shared_memory_head *const head = (struct shared_memory_head *)shar
 /// a soft reset as long as the boot loader does not test it.
 static uint8_t crash_record[CRASH_RECORD_SIZE] __attribute__((section(".crash"), aligned(32)));
 
+static bool front_end_kept;
 static mbedtls_ctr_drbg_context random_generator;
 
 int main(void);
-_Noreturn void native_fault(uint32_t kind, uint32_t address);
-_Noreturn void native_panic(const char *text);
 
 // Clock, log
 
@@ -52,14 +55,39 @@ void board_log(enum log_level level, const char *text, size_t length) {
   console_write("\r\n", 2);
 }
 
-// Chance: the seed in flash is secret and this card's own; what the clock shows at moments that nothing in this program
-// decides makes it different at every start. A Zynq has no generator of its own.
+// Chance. A Zynq has no generator of its own. Three sources, each of which would do if the others failed:
+//   - the noise of its analogue to digital converter, in the lowest bits of temperature and core voltage [UG480 1, 2]: 12 bits are
+//     converted, 16 are shown with what 16 averaged conversions add. Different at every start, unknown to anybody outside.
+//   - a seed in flash, secret and this card's own. All that there is where the converter gives constants, as in QEMU.
+//   - the clock at moments that nothing in this program decides.
+
+enum { XADC_CONFIG = 0x00, XADC_STATUS = 0x0c, XADC_COMMAND = 0x10, XADC_DATA = 0x14, XADC_CONTROL = 0x18 };
+enum { XADC_STATUS_DATA_EMPTY = 1 << 8 };
+enum { XADC_READ = 1 << 26, XADC_TEMPERATURE = 0 << 16, XADC_CORE_VOLTAGE = 1 << 16 };
+
+/// Reads the converter through its serial interface [UG585 30.4, B.16]: each read is answered with the next one's answer slot.
+static bool sample_noise(uint16_t samples[NOISE_SAMPLES]) {
+  // Enabled, data valid at the default edges, a quarter of the clock, 20 idle cycles between commands, as after reset.
+  register_write(XADC_BASE, XADC_CONFIG, 1u << 31 | 1 << 12 | 1 << 8 | 0x14);
+  register_write(XADC_BASE, XADC_CONTROL, 0); // out of reset
+  for (unsigned i = 0; i < NOISE_SAMPLES; i++) {
+    register_write(XADC_BASE, XADC_COMMAND, XADC_READ | (i & 1 ? XADC_CORE_VOLTAGE : XADC_TEMPERATURE));
+    const uint64_t start = timer_ticks();
+    while (register_read(XADC_BASE, XADC_STATUS) & XADC_STATUS_DATA_EMPTY) {
+      if (timer_ticks() - start > BOARD_PERIPHCLK_HZ / 1000) return false; // a command takes 5 us
+    }
+    samples[i] = (uint16_t)register_read(XADC_BASE, XADC_DATA);
+    timer_delay_us(NOISE_INTERVAL_US);
+  }
+  return true;
+}
 
 static int gather(void *context, unsigned char *target, size_t length) {
   (void)context;
   struct {
     uint8_t seed[FLASH_SEED_SIZE];
     uint32_t clock[CLOCK_WORDS];
+    uint16_t noise[NOISE_SAMPLES];
     uint8_t memory[64];
     uint32_t call;
   } pool;
@@ -72,6 +100,7 @@ static int gather(void *context, unsigned char *target, size_t length) {
     flash_read(4 * i, &word, sizeof word);
     pool.clock[i] = (uint32_t)timer_ticks() ^ word << 8;
   }
+  if (!sample_noise(pool.noise) && calls == 0) runtime_log(LOG_WARNING, "random numbers: the converter does not answer");
   // The last crash record and whatever the DMA memory held at power-on.
   memcpy(pool.memory, crash_record, sizeof pool.memory);
   pool.call = calls++;
@@ -101,6 +130,7 @@ unsigned board_wait(uint32_t timeout_ms) {
   const uint32_t start_ms = timer_ms();
   head->clock_ms = start_ms;
   for (;;) {
+    watchdog_feed();
     unsigned events = network_poll() ? EVENT_NETWORK : 0;
     if (doorbell_take()) events |= EVENT_FRONT_END;
     const uint32_t waited_ms = timer_ms() - start_ms;
@@ -123,6 +153,8 @@ unsigned board_wait(uint32_t timeout_ms) {
 
 size_t board_settings_read(void *target, size_t capacity) { return flash_settings(target, capacity); }
 const uint8_t *board_firmware(unsigned index, size_t *length) { return flash_firmware(index, length); }
+
+bool board_front_end_kept(void) { return front_end_kept; }
 
 uint8_t *board_linear_memory(size_t *length) {
   *length = (size_t)(shared_end - shared_start - SHARED_MEMORY_LINEAR_OFFSET) & ~(size_t)0xffff;
@@ -165,7 +197,10 @@ static _Noreturn void reset(void) {
 
 _Noreturn void board_halt(const char *why) {
   runtime_log(LOG_ERROR, "halted: %s; reset in %d s", why, HALT_MS / 1000);
-  timer_delay_us(HALT_MS * 1000);
+  for (unsigned ms = 0; ms < HALT_MS; ms += 100) {
+    watchdog_feed();
+    timer_delay_us(100000);
+  }
   reset();
 }
 
@@ -178,7 +213,14 @@ _Noreturn void native_panic(const char *text) {
   reset();
 }
 
-/// From startup.S: 1 undefined instruction, 2 prefetch abort, 3 data abort, at `address`.
+_Noreturn void native_stuck(uint32_t address) {
+  struct trap trap = {.kind = TRAP_WATCHDOG, .line = address};
+  snprintf(trap.text, sizeof trap.text, "the runtime does not come back at 0x%lx", (unsigned long)address);
+  crash_write(&trap);
+  runtime_log(LOG_ERROR, "runtime failed: %s", trap.text);
+  reset();
+}
+
 _Noreturn void native_fault(uint32_t kind, uint32_t address) {
   static const char *const NAMES[] = {"", "undefined instruction", "prefetch abort", "data abort"};
   struct trap trap = {.kind = TRAP_NATIVE, .line = address};
@@ -202,7 +244,9 @@ static void read_paths(void) {
 int main(void) {
   irq_init();
   timer_init();
-  *head = (struct shared_memory_head){0};
+  // DDR keeps its content over a reset that is not a power cut, and the front end its state.
+  front_end_kept = head->magic == SHARED_MEMORY_MAGIC && head->size == sizeof *head;
+  *head = (struct shared_memory_head){.starts = front_end_kept ? head->starts : 0};
   uart_init();
   irq_unmask();
   runtime_log(LOG_INFO, "board: %s", BOARD_NAME);

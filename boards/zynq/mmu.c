@@ -1,7 +1,15 @@
 // The memory map that the core sees: 1 MB sections [V7 B3.5.1]. Code and data cached, DMA memory not, peripherals as
 // Device memory, and everything that nobody should touch not mapped at all, so that it faults.
 //
-// L2 (PL310) stays off: DMA engines of the PS then see memory as the SCU leaves it, and only L1 needs maintenance.
+// Who else reads and writes DDR, and why they see what the core sees:
+//   - Ethernet's DMA: memory that is not cached.
+//   - SD's DMA: goes past the caches; the driver cleans and invalidates what it moves (store_sd.c).
+//   - the front end in programmable logic: linear memory, through the accelerator coherency port. Its accesses are looked up in
+//     L1 by the snoop control unit when they are marked as cached and shared [UG585 3.5.1, A9-MP 2.4]; for that the SCU is on, the
+//     core takes part (ACTLR.SMP), and the region is shareable: with ACTLR.SMP clear a shareable region would not be cached at
+//     all [A9 4.3.10], without the attribute nothing would be looked up.
+//   - L2 (PL310): off, and cleaned first should a boot loader have left it on. The port would go through it, the other engines do
+//     not [UG585 3.4], and L1 with what a card does is enough: the budget of `ribbon bench arm` is met without it.
 
 #include "mmu.h"
 
@@ -23,8 +31,12 @@ enum {
   PROGRAM = SECTION | WRITE_BACK,
   DATA = SECTION | WRITE_BACK | NEVER_EXECUTE,
   DMA = SECTION | NOT_CACHED | NEVER_EXECUTE,
+  SHARED = SECTION | WRITE_BACK | SHAREABLE | NEVER_EXECUTE,
   PERIPHERAL = SECTION | DEVICE | NEVER_EXECUTE,
 };
+
+enum { SCU_CONTROL = 0x00, SCU_INVALIDATE = 0x0c };
+enum { L2_CONTROL = 0x100, L2_SYNC = 0x730, L2_CLEAN_INVALIDATE_WAY = 0x7fc, L2_WAYS = 0xff };
 
 static uint32_t table[4096] __attribute__((aligned(16384)));
 extern uint8_t shared_start[], shared_end[];
@@ -33,13 +45,35 @@ static void map(uint32_t first, uint32_t last, uint32_t attributes) {
   for (uint32_t megabyte = first / MB; megabyte <= last / MB; megabyte++) table[megabyte] = megabyte * MB | attributes;
 }
 
+/// [PL310] 3.3.10: clean and invalidate every way, wait, sync, then off.
+static void l2_disable(void) {
+  if ((register_read(L2_BASE, L2_CONTROL) & 1) == 0) return;
+  register_write(L2_BASE, L2_CLEAN_INVALIDATE_WAY, L2_WAYS);
+  while (register_read(L2_BASE, L2_CLEAN_INVALIDATE_WAY) & L2_WAYS) continue;
+  register_write(L2_BASE, L2_SYNC, 0);
+  barrier();
+  register_write(L2_BASE, L2_CONTROL, 0);
+  barrier();
+}
+
+/// Before caches and MMU [A9 4.3.10]: the SCU's copies of the L1 tags invalidated, the SCU on, then the core into its domain.
+static void coherency_enable(void) {
+  uint32_t auxiliary;
+  register_write(SCU_BASE, SCU_INVALIDATE, 0xffff);
+  register_write(SCU_BASE, SCU_CONTROL, register_read(SCU_BASE, SCU_CONTROL) | 1);
+  __asm__ volatile("mrc p15, 0, %0, c1, c0, 1" : "=r"(auxiliary));
+  __asm__ volatile("mcr p15, 0, %0, c1, c0, 1; isb" ::"r"(auxiliary | 1 << 6 | 1 << 0)); // SMP, FW
+}
+
 void mmu_enable(void) {
+  l2_disable();
+  coherency_enable();
   // zynq.ld has the reasons.
   map(0x00100000, 0x003fffff, PROGRAM);
   map(0x00400000, 0x007fffff, DATA);
   map(0x00900000, 0x009fffff, DATA);
   map(0x00a00000, 0x00bfffff, DMA);
-  map((uint32_t)shared_start, (uint32_t)shared_end - 1, DATA);
+  map((uint32_t)shared_start, (uint32_t)shared_end - 1, SHARED);
   map(0xe0000000, 0xe02fffff, PERIPHERAL);
   map(0xf8000000, 0xf8ffffff, PERIPHERAL);
   map(0xfc000000, 0xfdffffff, PERIPHERAL);

@@ -7,9 +7,10 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "main.h"
+
 extern uint8_t heap_start[], heap_end[];
 
-_Noreturn void native_panic(const char *text);
 void *_sbrk(ptrdiff_t increment);
 _Noreturn void _exit(int status);
 int _kill(int process, int signal);

@@ -12,4 +12,8 @@ void timer_wake_in(uint32_t ms);
 /// Busy waiting, for drivers that wait for hardware.
 void timer_delay_us(uint32_t us);
 
+/// The main loop still goes round. Without this for WATCHDOG_TICKS_MAX ticks the card is reset; a firmware's step that does not
+/// end is trapped before that (engine.h).
+void watchdog_feed(void);
+
 #endif

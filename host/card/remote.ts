@@ -92,6 +92,17 @@ export abstract class RemoteCard implements Card {
     return this.#process?.pid ?? null;
   }
 
+  /** Where the register block lies in the memory that this card shares, null while it is off. For tests that write past the front end. */
+  get sharedBlock(): { file: string; offset: number } | null {
+    if (this.#launch === null || this.#head === null) return null;
+    return { file: this.#launch.memoryFile, offset: this.#head.linearOffset + this.#head.frontEndOffset };
+  }
+
+  /** Rings the card, with or without news. For tests. */
+  ringCard(): void {
+    this.#socket?.write(RING);
+  }
+
   async start(): Promise<void> {
     const launch = await this.prepare();
     this.#launch = launch;
@@ -224,7 +235,8 @@ export abstract class RemoteCard implements Card {
   }
 
   /** Lines are `level: text`. */
-  #takeLine(line: string): void {
+  #takeLine(output: string): void {
+    const line = output.trimEnd(); // a console ends lines with CR, LF
     const colon = line.indexOf(': ');
     const level = LOG_LEVELS.find((name) => name === line.slice(0, colon));
     if (level === undefined) this.onOutput(line);

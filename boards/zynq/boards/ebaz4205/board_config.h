@@ -4,6 +4,8 @@
 
 #define BOARD_NAME "ebaz4205"
 #define BOARD_PERIPHCLK_HZ 333333343
+/// CPU_1x: what the system watchdog counts.
+#define BOARD_CPU_1X_HZ 111111115
 #define BOARD_UART_REF_HZ 100000000
 #define BOARD_UART_BAUD 115200
 /// Ethernet MACs that have a PHY: its one 100 Mbit/s PHY (IP101GA) hangs on GEM0 through the programmable logic.

@@ -5,6 +5,8 @@
 
 #define BOARD_NAME "digilent-zybo-z7"
 #define BOARD_PERIPHCLK_HZ 333333343
+/// CPU_1x: what the system watchdog counts.
+#define BOARD_CPU_1X_HZ 111111115
 #define BOARD_UART_REF_HZ 100000000
 #define BOARD_UART_BAUD 115200
 /// Ethernet MACs that have a PHY.

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 void board_random(void *target, size_t length);
-_Noreturn void native_panic(const char *text);
+_Noreturn void native_panic(const char *text); // main.h
 
 static inline uint32_t lwip_board_random(void) {
   uint32_t value;
