@@ -56,7 +56,39 @@ export declare function net_receive(stream: u32, target: usize, capacity: u32): 
 /** Takes up to `length` bytes to send; returns how many, 0 when the stream's send buffer is full. */
 export declare function net_send(stream: u32, source: usize, length: u32): u32;
 
+// Local store: a block device, in blocks of 4096 bytes (SPEC.md "Local store"). Every operation has a tag, 0 to 31, that no
+// other one in flight has, and ends by being reported once. The memory belongs to the operation until then.
+
+/** The device's size in blocks; 0 when there is none. It does not change while the card has power. */
+export declare function store_size(): u32;
+
+/** Starts to read `count` blocks from `block` on to `target`. */
+export declare function store_read(tag: u32, block: u32, count: u32, target: usize): void;
+
+/** Starts to write. Reads that start after it has ended see it; it is durable once a flush that started after that has ended. */
+export declare function store_write(tag: u32, block: u32, count: u32, source: usize): void;
+
+/** Starts to make durable every write that has ended. */
+export declare function store_flush(tag: u32): void;
+
+/** Says that nobody needs the content of these blocks any more. */
+export declare function store_trim(tag: u32, block: u32, count: u32): void;
+
+/** Reports one operation that has ended since: its tag, plus 256 when it failed. 0xFFFFFFFF when there is none. */
+export declare function store_completed(): u32;
+
 // Accelerators
 
 /** CRC-32C (Castagnoli) of `length` bytes, going on from `seed` (0 to start). */
 export declare function crc32c(seed: u32, source: usize, length: u32): u32;
+
+/** SHA-256 of `length` bytes, 32 bytes to `target`. */
+export declare function sha256(source: usize, length: u32, target: usize): void;
+
+/** Raw DEFLATE (RFC 1951) of `length` bytes, at most 128 KiB, to `target`; returns its length, 0 when it is more than
+ * `capacity`. */
+export declare function deflate(source: usize, length: u32, target: usize, capacity: u32): u32;
+
+/** What `length` bytes of raw DEFLATE stand for; returns its length, 0xFFFFFFFF when they stand for nothing or for more than
+ * `capacity` bytes. */
+export declare function inflate(source: usize, length: u32, target: usize, capacity: u32): u32;

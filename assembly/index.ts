@@ -3,13 +3,20 @@
 
 import { ataStep, ataTimeoutMs, initAta } from './ata/device';
 import { initCache } from './cache/cache';
-
+import { fillTimeoutMs } from './local-store/fills';
+import { initLocalStore, localStoreMemory, localStoreStep } from './local-store/local-store';
 import { LogLevel, logEnd, logText, logValue } from './log';
 import { initNbd, nbdStep, nbdTimeoutMs } from './nbd/client';
 import { readSettings, SettingsError } from './settings';
 import { initStatistics } from './statistics';
 import { initVolume, volumeStep, volumeTimeoutMs } from './volume/volume';
-import { initWriteLog, writeLogStep, writeLogTimeoutMs } from './write-log/write-log';
+import {
+  initWriteLog,
+  setAcknowledgementPoint,
+  WRITE_LOG_SIZE,
+  writeLogStep,
+  writeLogTimeoutMs,
+} from './write-log/write-log';
 
 export enum InitError {
   OK = 0,
@@ -20,9 +27,6 @@ export enum InitError {
 }
 
 const PAGE_SIZE: u32 = 65536;
-/** The write log gets an eighth of the memory, within these bounds; the cache gets the rest. */
-const WRITE_LOG_SIZE_LOW: u32 = 1 << 20;
-const WRITE_LOG_SIZE_HIGH: u32 = 32 << 20;
 
 export function init(): u32 {
   initStatistics();
@@ -31,19 +35,23 @@ export function init(): u32 {
 
   const arena = (__heap_base + 4095) & ~(<usize>4095);
   const end = <usize>memory.size() * PAGE_SIZE;
-  const writeLogSize = min(max(<u32>end / 8, WRITE_LOG_SIZE_LOW), WRITE_LOG_SIZE_HIGH);
-  if (arena + writeLogSize >= end) return InitError.MEMORY;
+  if (arena + WRITE_LOG_SIZE >= end) return InitError.MEMORY;
+  const store = arena + WRITE_LOG_SIZE;
+  const available = <u32>(end - store);
+  const storeSize = localStoreMemory(available);
+  if (storeSize == 0) return InitError.MEMORY;
 
   initNbd();
-  if (!initWriteLog(arena, writeLogSize)) return InitError.MEMORY;
-  const cacheBlocks = initCache(arena + writeLogSize, <u32>(end - arena) - writeLogSize);
+  initLocalStore(store, available);
+  initWriteLog(arena);
+  const cacheBlocks = initCache(store + storeSize, available - storeSize);
   if (cacheBlocks == 0) return InitError.MEMORY;
   initVolume();
   initAta();
 
   logText('ready');
   logValue('cache_blocks', cacheBlocks);
-  logValue('write_log_bytes', writeLogSize);
+  logValue('store_bytes', storeSize);
   logEnd(LogLevel.INFO);
   return InitError.OK;
 }
@@ -55,7 +63,15 @@ export function step(): u32 {
     progressed = ataStep();
     progressed = volumeStep() || progressed;
     progressed = writeLogStep() || progressed;
+    progressed = localStoreStep() || progressed;
     progressed = nbdStep() || progressed;
   }
-  return min(min(ataTimeoutMs(), nbdTimeoutMs()), min(volumeTimeoutMs(), writeLogTimeoutMs()));
+  const above = min(ataTimeoutMs(), volumeTimeoutMs());
+  const below = min(writeLogTimeoutMs(), fillTimeoutMs());
+  return min(min(above, below), nbdTimeoutMs());
+}
+
+/** Switches the acknowledgement point while the card runs; 0, or 1 when there is no such point. */
+export function set_acknowledgement_point(point: u32): u32 {
+  return setAcknowledgementPoint(point) ? 0 : 1;
 }

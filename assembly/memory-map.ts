@@ -9,7 +9,13 @@
 //   0x004000  NBD requests and protocol staging      nbd/
 //   0x008000  log line staging                      log.ts
 //   0x009000  IDENTIFY DEVICE data                  ata/identify.ts
+//   0x00A000  superblock in memory                  local-store/superblock.ts
+//   0x00B000  summary on its way to the store       local-store/record-log.ts
+//   0x00C000  store operations                      local-store/device.ts
+//   0x00C100  rows on their way to the log's head    local-store/relocate.ts
+//   0x00D000  blocks to fill the store with          local-store/fills.ts
 //   0x010000  data buffer                           ata/, front end
+//   0x050000  payload as it is on the wire           nbd/pieces.ts
 //   0x100000  static data (asconfig.json, memoryBase), then __heap_base
 
 export const FRONT_END: usize = 0x1000;
@@ -30,10 +36,22 @@ export const LOG_LINE_SIZE: u32 = 0x200;
 export const IDENTIFY: usize = 0x9000;
 export const IDENTIFY_SIZE: u32 = 0x200;
 
+export const STORE_SUPERBLOCK: usize = 0xa000;
+export const STORE_SUMMARY: usize = 0xb000;
+export const STORE_OPERATIONS: usize = 0xc000;
+export const STORE_OPERATIONS_SIZE: u32 = 0x40;
+export const STORE_RELOCATION: usize = 0xc100;
+export const STORE_RELOCATION_SIZE: u32 = 0x800;
+export const STORE_FILLS: usize = 0xd000;
+export const STORE_FILLS_SIZE: u32 = 0x2000;
+
 /** Two halves of 128 KiB: one is with the front end while the firmware fills or empties the other.
  * 256 sectors (the most that a 28-bit command moves) * 512 = 128 KiB. */
 export const DATA_BUFFER: usize = 0x10000;
 export const DATA_BUFFER_SIZE: u32 = 0x40000;
 export const DATA_BUFFER_HALF_SIZE: u32 = 0x20000;
+
+export const NBD_WIRE: usize = 0x50000;
+export const NBD_WIRE_SIZE: u32 = 0x81000;
 
 export const STATIC_DATA: usize = 0x100000;

@@ -7,7 +7,7 @@ export const MUTANT: i32 = 0;
 
 export enum Mutant {
   NONE = 0,
-  /** A write is done when it is in the card's RAM, before the server has it. */
+  /** A write is done when it is in the card's RAM, before it is stored. */
   ACKNOWLEDGE_EARLY = 1,
   /** FLUSH CACHE is answered at once. */
   FORGET_FLUSH = 2,
@@ -17,42 +17,42 @@ export enum Mutant {
   STANDBY_UNFLUSHED = 4,
   /** The write cache stays on although the PC has switched it off. */
   WRITE_CACHE_STAYS_ON = 5,
-  /** The log is free again when the commit was asked for. */
-  RELEASE_BEFORE_COMMIT = 6,
+  /** A record counts as stored when it is written, before the store has flushed it. */
+  STORED_WITHOUT_FLUSH = 6,
   /** The log is free again when the server has received it; nothing is committed. */
   NEVER_COMMIT = 7,
-  /** After a reconnect the two oldest writes are sent in the wrong order. */
-  RESEND_REORDERED = 8,
   /** After a reconnect what was sent before is not sent again. */
-  RESEND_NOTHING = 9,
+  RESEND_NOTHING = 8,
   /** An epoch may end inside a command. */
-  TEAR_COMMANDS = 10,
-  /** An epoch may end before what the server has received already. */
-  EPOCH_BEHIND_SENT = 11,
-  /** The ring wraps into what is not released yet. */
-  RING_OVERRUN = 12,
-  /** Every entry counts a sector less in the lag. */
-  LAG_TOO_SMALL = 13,
-  /** The lag's age is that of the newest write. */
-  LAG_TOO_YOUNG = 14,
-  /** An epoch's age is wrong after the clock has wrapped. */
-  CLOCK_WRAP = 15,
+  TEAR_COMMANDS = 9,
+  /** Records are sent before they are stored. */
+  SEND_UNSTORED = 10,
+  /** After a power-on the first epoch may end anywhere. */
+  SHORT_FIRST_EPOCH = 11,
+  /** A command that a loss of power cut off counts as far as it came. */
+  KEEP_CUT_COMMANDS = 12,
+  /** Recovery believes a record without looking at its data. */
+  SKIP_REPLAY_CHECKSUM = 13,
+  /** A block read from the store is believed. */
+  SKIP_READ_CHECKSUM = 14,
+  /** A segment is given up although the server does not have all of it. */
+  REUSE_DIRTY_SEGMENT = 15,
+  /** After a merge an epoch may end before what was merged. */
+  FORGET_MERGE_RULE = 16,
+  /** A short write makes its whole block valid. */
+  PARTIAL_BLOCK_VALID = 17,
+  /** Every write counts a sector less in the lag. */
+  LAG_TOO_SMALL = 18,
   /** A fill that a write has overtaken is used. */
-  STALE_FILL = 16,
-  /** Right after a reconnect blocks are fetched before the log has been sent again. */
-  STALE_AFTER_RECONNECT = 17,
-  /** Blocks are fetched while the server has not received every write. */
-  FETCH_EARLY = 18,
+  STALE_FILL = 19,
   /** A fill whose connection broke counts as complete. */
-  LOST_FILL = 19,
+  LOST_FILL = 20,
   /** A write does not reach the copy in the cache. */
-  CACHE_NOT_UPDATED = 20,
-  /** A partial write makes its whole block valid. */
-  CACHE_PARTIAL_BLOCK = 21,
+  CACHE_NOT_UPDATED = 21,
   /** A command that waits for a server out of reach waits for ever. */
   NO_TIME_OUT = 22,
-  /** The last sector of a command of several chunks is not logged. */
-  DROP_LAST_SECTOR = 23,
-  /** The block behind a failed read is delivered. */
-  UNREADABLE_AS_READ = 24,
+  /** Of several copies in the log the first one found counts after a power-on. */
+  OLDEST_COPY_WINS = 23,
+  /** What lies behind the torn end of the log is not outdated at power-on. */
+  NO_MARK = 24,
 }

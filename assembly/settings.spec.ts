@@ -2,6 +2,7 @@ import { resetWorld, SCRATCH, setSettings } from '../tests/as-pect/assembly/worl
 import { crc32c } from './imports';
 import { SETTINGS } from './memory-map';
 import {
+  acknowledgementDelayMs,
   readSettings,
   SETTINGS_EXPORT_SIZE,
   SETTINGS_MAGIC,
@@ -10,6 +11,7 @@ import {
   SETTINGS_VERSION,
   SettingsError,
   settings,
+  writeStallMs,
 } from './settings';
 
 // The offsets are those of SPEC.md, not of the class under test.
@@ -24,6 +26,10 @@ function buildRecord(): void {
   store<u32>(SCRATCH + 16, 20000);
   store<u32>(SCRATCH + 20, 1000);
   store<u32>(SCRATCH + 24, 4194304);
+  store<u8>(SCRATCH + 28, 1);
+  store<u8>(SCRATCH + 29, 50);
+  store<u32>(SCRATCH + 360, 25000);
+  store<u32>(SCRATCH + 364, 3);
   store<u16>(SCRATCH + 32, 4);
   store<u32>(SCRATCH + 104, 0x6f6d6564); // "demo"
 }
@@ -49,6 +55,10 @@ describe('settings record', () => {
     expect(settings.epochAgeMs).toBe(1000);
     expect(settings.epochSizeBytes).toBe(4194304);
     expect(settings.exportLength).toBe(4);
+    expect<u32>(settings.acknowledgementPoint).toBe(1);
+    expect<u32>(settings.dirtyThreshold).toBe(50);
+    expect(writeStallMs()).toBe(25000);
+    expect(acknowledgementDelayMs()).toBe(3);
   });
 
   it('refuses a missing record', () => {
@@ -61,6 +71,17 @@ describe('settings record', () => {
       setSettings(SCRATCH, length);
       expect(readSettings()).toBe(SettingsError.BAD_LENGTH);
     }
+  });
+
+  it('refuses values that make no sense', () => {
+    store<u8>(SCRATCH + 28, 5);
+    expect(read()).toBe(SettingsError.BAD_VALUE);
+    store<u8>(SCRATCH + 28, 4);
+    store<u8>(SCRATCH + 29, 101);
+    expect(read()).toBe(SettingsError.BAD_VALUE);
+    store<u8>(SCRATCH + 29, 100);
+    store<u32>(SCRATCH + 360, 0);
+    expect(read()).toBe(SettingsError.BAD_VALUE);
   });
 
   it('refuses another magic', () => {

@@ -4,7 +4,7 @@
 import { STATISTICS, STATISTICS_SIZE } from './memory-map';
 
 export const STATISTICS_MAGIC: u32 = 0x53534252; // "RBSS"
-export const STATISTICS_VERSION: u16 = 1;
+export const STATISTICS_VERSION: u16 = 2;
 
 export enum LinkState {
   /** Waiting before the next attempt, or never started. */
@@ -49,11 +49,43 @@ export class Statistics {
   /** Violations of the NBD protocol by the server. */
   protocolErrors: u32; // 120
   resets: u32; // 124
+  /** StoreState. */
+  storeState: u32; // 128
+  /** StoreError: why the local store is refused. */
+  storeError: u32; // 132
+  /** Blocks of the log, and how many image blocks it holds, and how many of those are not committed. */
+  storeBlocks: u32; // 136
+  storeBlocksUsed: u32; // 140
+  storeBlocksDirty: u32; // 144
+  storeSegmentsFree: u32; // 148
+  storeBlocksRead: u64; // 152
+  storeBlocksWritten: u64; // 160
+  storeFlushes: u64; // 168
+  /** Blocks read from the store that were not what had been written. */
+  storeBlocksBad: u64; // 176
+  /** Writes that found the log full, and writes that were given up. */
+  writesStalled: u32; // 184
+  writesFailed: u32; // 188
+  /** AcknowledgementPoint in force. */
+  acknowledgementPoint: u32; // 192
+  /** Times that uncommitted blocks were merged because the log was full. */
+  merges: u32; // 196
+  /** Commands of the PC that are in the log and stored, since power-on. */
+  commandsStored: u64; // 200
+}
+
+export enum StoreState {
+  STARTING = 0,
+  READY = 1,
+  /** See `storeError`. */
+  REFUSED = 2,
+  /** It does not take writes any more. */
+  FAILED = 3,
 }
 
 export const statistics: Statistics = changetype<Statistics>(STATISTICS);
 
-assert(offsetof<Statistics>() == 128);
+assert(offsetof<Statistics>() == 208);
 assert(offsetof<Statistics>() <= STATISTICS_SIZE);
 
 export function initStatistics(): void {

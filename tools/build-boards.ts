@@ -17,6 +17,7 @@ import { fetchBoardDependency } from './fetch-board-deps.js';
 const WARNINGS = ['-Wall', '-Wextra', '-Wshadow', '-Wstrict-prototypes', '-Wmissing-prototypes', '-Wvla', '-Werror'];
 const RUNTIME_FILES = [
   'accelerators.c',
+  'deflate.c',
   'aot_runtime.c',
   'crash.c',
   'engine.c',
@@ -28,6 +29,7 @@ const RUNTIME_FILES = [
   'net.c',
   'paths.c',
   'runtime.c',
+  'store.c',
   'wasm_check.c',
 ];
 
@@ -41,6 +43,7 @@ export interface CommonSources {
 export async function commonSources(root: string, firmwares: string[]): Promise<CommonSources> {
   const wasm3 = await fetchBoardDependency(root, 'wasm3');
   const mbedtls = await fetchBoardDependency(root, 'mbedtls');
+  const zlib = await fetchBoardDependency(root, 'zlib');
   const generated = join(root, 'build', 'boards', 'generated');
   mkdirSync(generated, { recursive: true });
   const imports = readImports(join(root, 'assembly', 'imports.ts'));
@@ -54,6 +57,10 @@ export async function commonSources(root: string, firmwares: string[]): Promise<
     `-I${generated}`,
     `-isystem${wasm3}`,
     `-isystem${join(mbedtls, 'include')}`,
+    // Without files and without an allocator of its own.
+    `-isystem${zlib}`,
+    '-DZ_SOLO',
+    '-DNO_GZIP',
     // wasm2c's own header, as Debian installs it. Named by its folder, since a cross compiler does not look there.
     `-isystem/usr/src/wasm2c`,
     '-DMBEDTLS_CONFIG_FILE="mbedtls_config.h"',
@@ -78,8 +85,13 @@ export async function commonSources(root: string, firmwares: string[]): Promise<
         flags: [...includes, ...WARNINGS, '-Wno-missing-prototypes'],
       },
       { files: aot.modules, flags: [...includes, '-w'] },
-      { files: listC(wasm3, /^m3_.*\.c$/), flags: [...includes, '-w'] },
+      // wasm3 counts on integers that wrap.
+      { files: listC(wasm3, /^m3_.*\.c$/), flags: [...includes, '-w', '-fwrapv'] },
       { files: listC(join(mbedtls, 'library'), /\.c$/), flags: [...includes, '-w'] },
+      {
+        files: listC(zlib, /^(adler32|crc32|deflate|inffast|inflate|inftrees|trees|zutil)\.c$/),
+        flags: [...includes, '-w'],
+      },
     ],
   };
 }
@@ -98,7 +110,7 @@ export async function buildPosix(root: string, options: PosixBuild): Promise<boo
   const posix = join(root, 'boards', 'posix');
   const sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-DRIBBON_SANITIZED'];
   const flags = ['-std=c11', '-D_GNU_SOURCE', '-O2', '-g', '-fno-omit-frame-pointer', '-ffunction-sections'];
-  const files = ['main.c', 'sockets.c', 'doorbell.c'].map((file) => join(posix, file));
+  const files = ['main.c', 'sockets.c', 'doorbell.c', 'store_file.c'].map((file) => join(posix, file));
   return buildTarget(
     {
       compiler: options.compiler ?? 'gcc',

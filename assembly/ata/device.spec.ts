@@ -34,7 +34,9 @@ import {
 } from '../front-end/block';
 import { step } from '../index';
 import { DATA_BUFFER_HALF_SIZE } from '../memory-map';
+import { AcknowledgementPoint } from '../settings';
 import { statistics } from '../statistics';
+import { setAcknowledgementPoint } from '../write-log/write-log';
 import { ataState, ataTimeoutMs, DeviceState } from './device';
 
 const SECTORS: u32 = 8000;
@@ -279,20 +281,23 @@ describe('ATA device: data', () => {
     command(0x35);
     fillBuffer(block.orderOffset, block.orderLength, 0x32);
     happen(FrontEndEvent.DMA_DONE, block.orderLength);
-    // The server has not answered for the first half, and the PC is asked for the second.
+    // The server answers nothing: the halves go to the local store, and only the end of the command waits.
     expectOrder(FrontEndOrder.DMA_OUT, 0, 0);
     expect(block.orderOffset).toBe(DATA_BUFFER_HALF_SIZE);
     fillBuffer(block.orderOffset, block.orderLength, 0x32);
-    expect(happen(FrontEndEvent.DMA_DONE, block.orderLength)).toBe(0, 'both halves are full');
-    expect(ataState()).toBe(DeviceState.DATA_OUT_PREPARE);
+    happen(FrontEndEvent.DMA_DONE, block.orderLength);
+    expectOrder(FrontEndOrder.DMA_OUT, 0, 0);
+    expect(block.orderOffset).toBe(0);
+    writeDma(1000 - 512, 0x32);
+    expect(ataState()).toBe(DeviceState.DATA_OUT_FINISH, 'not committed');
     setServerHeld(false);
     run();
-    writeDma(1000 - 512, 0x32);
     expectDone();
     expect(imageHolds(2000, 1000, 0x32)).toBe(true);
   });
 
   it('what was written is what is read, before the server has committed it', () => {
+    setAcknowledgementPoint(AcknowledgementPoint.REMOTE_RECEIVED);
     lba28(77, 3);
     command(0x30);
     fill(3, 1, 0x44);
@@ -532,7 +537,8 @@ describe('ATA device: non-data', () => {
     expectFailed(ERR, ABRT);
   });
 
-  it('FLUSH CACHE (EXT), STANDBY (IMMEDIATE) and SLEEP commit what was written', () => {
+  it('FLUSH CACHE (EXT), STANDBY (IMMEDIATE) and SLEEP have what was written committed', () => {
+    setAcknowledgementPoint(AcknowledgementPoint.STORED);
     const codes: StaticArray<u8> = [0xe7, 0xea, 0xe0, 0x94, 0xe2, 0x96, 0xe6];
     for (let i = 0; i < codes.length; i++) {
       lba28(5, 1);

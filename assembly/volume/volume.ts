@@ -1,18 +1,21 @@
 // The volume: the PC's LBA space, above whatever holds the sectors: the cache for reads, the write log for writes.
 //
 // `ata` has one request at a time here, as an IDE disk without queued commands has one command; the volume answers by
-// state, never by callback. A read walks its blocks in order (the cursor) and copies each as soon as the cache has it; the
-// missing ones ahead of the cursor are fetched in runs, several at once, and sequential readers get read-ahead.
+// state, never by callback. A read walks its blocks in order (the cursor) and copies each as soon as the RAM cache has it.
+// What the RAM cache lacks comes from the local store, several blocks at once, and what that lacks from the image server, in
+// runs; sequential readers get read-ahead.
 //
-// Invariant: a fetch starts only when the server has received every write, so what it brings is never older than what the
-// PC wrote; a write to a block that is being fetched makes the fetched copy stale.
+// Invariant: what the server does not have is in the local store, so what is fetched from the server is never older than what
+// the PC wrote; a write to a block that is on its way makes the copy on its way stale.
 
 import {
   cacheAddress,
   cacheAllocate,
   cacheFind,
-  cacheSetClean,
+  cacheMask,
   cacheSetEmpty,
+  cacheSetFilling,
+  cacheSetReady,
   cacheSetStale,
   cacheState,
   cacheTouch,
@@ -27,28 +30,44 @@ import {
   SECTORS_PER_BLOCK,
 } from '../config';
 import { clock_ms } from '../imports';
+import { NO_ROW, ROW_LOST, rowHit, rowIs, rowValid, tableFind } from '../local-store/block-table';
+import { deviceRead, deviceRelease, deviceState, OperationState } from '../local-store/device';
+import { noteFill } from '../local-store/fills';
+import { localStoreReady, storeCheckRead, storedImageSectors, storeImageSectors } from '../local-store/local-store';
+import { logFailed, logWritten, rowBlock } from '../local-store/record-log';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { MUTANT, Mutant } from '../mutant';
 import {
+  NbdError,
   NbdState,
   nbdConnection,
   nbdErrno,
   nbdExportSize,
   nbdRead,
   nbdRelease,
+  nbdRestart,
   nbdSetPiece,
   nbdSilentMs,
   nbdState,
   nbdUp,
 } from '../nbd/client';
-import { settings } from '../settings';
+import { settings, writeStallMs } from '../settings';
 import { statistics } from '../statistics';
 import {
+  appendedBlock,
+  appendedBlocks,
+  appendedData,
+  appendedMask,
+  appendSetImage,
+  sectorMask,
+} from '../write-log/append';
+import {
+  writeLogAcknowledged,
   writeLogAppend,
-  writeLogEmpty,
+  writeLogBroken,
   writeLogEndCommand,
   writeLogFlush,
-  writeLogReceived,
+  writeLogFlushed,
 } from '../write-log/write-log';
 
 export enum VolumeState {
@@ -58,7 +77,7 @@ export enum VolumeState {
   /** The sectors cannot be had now: the server is out of reach and they are not on the card, or it cannot read them.
    * `volumeFailedLba()` is the first. */
   UNCORRECTABLE = 3,
-  /** The write, or the flush, did not reach the server in time: device fault. */
+  /** The write, or the flush, did not reach its acknowledgement point in time: device fault. */
   FAULT = 4,
 }
 
@@ -67,7 +86,7 @@ enum Operation {
   READ = 1,
   /** A write that waits for room in the log. */
   WRITE_WAITING = 2,
-  /** A write that is in the log and waits for the server to have it. */
+  /** A write that is in the log and waits for its acknowledgement point. */
   WRITE = 3,
   FLUSH = 4,
 }
@@ -121,23 +140,36 @@ const fetchActive: StaticArray<bool> = [
 ];
 const fetchBlock: StaticArray<u32> = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const fetchCount: StaticArray<u32> = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/** The one block of the run has some sectors already, of this mask; what comes begins at sector `fetchSector`. */
+const fetchMask: StaticArray<u8> = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const fetchAdds: StaticArray<u8> = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 let fetchesActive: u32 = 0;
+
+// Loads from the local store, one block each.
+const LOADS_MAX: u32 = 16;
+const loadOperation: StaticArray<i32> = [-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1];
+const loadBlock: StaticArray<u32> = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const loadRow: StaticArray<u32> = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+let loadsActive: u32 = 0;
 
 assert(NBD_REQUESTS_MAX == 16);
 
+/** At power-on, before anything else is called. */
 export function initVolume(): void {
   sectors = 0;
   blocks = 0;
   state = VolumeState.IDLE;
   operation = Operation.NONE;
-  sequentialLba = 0;
-  readAhead = 0;
-  readAheadEnd = 0;
+  sequentialLba = readAhead = readAheadEnd = 0;
+  fetchesActive = loadsActive = 0;
   for (let request: i32 = 0; request < <i32>NBD_REQUESTS_MAX; request++) fetchActive[request] = false;
-  fetchesActive = 0;
+  for (let i: u32 = 0; i < LOADS_MAX; i++) loadOperation[i] = -1;
+  connectionChecked = 0;
+  writeThrough = false;
 }
 
-/** Capacity in sectors; 0 until the image server has told it. It never changes afterwards while the card has power. */
+/** Capacity in sectors; 0 until the local store remembers it or the image server has told it. It never changes afterwards
+ * while the card has power. */
 export function volumeSectors(): u64 {
   return sectors;
 }
@@ -172,7 +204,7 @@ export function volumeRead(lba: u64, count: u32, target: usize): void {
   cursorAlone = false;
   cursorMissed = false;
   if (copyBlocks()) return;
-  fetch(cursor, lastBlock(requestLba, requestCount) + 1);
+  bring(cursor, lastBlock(requestLba, requestCount) + 1);
 }
 
 /** Writes `count` sectors at `lba` from `source`. `more`: the PC's command goes on with the next call. */
@@ -182,61 +214,86 @@ export function volumeWrite(lba: u64, count: u32, source: usize, more: bool): vo
   write();
 }
 
-/** Everything written so far is committed by the server when the state is DONE. */
+/** Everything written so far is stored, and has reached the acknowledgement point if that is later, when the state is DONE. */
 export function volumeFlush(): void {
   begin(Operation.FLUSH, 0, 0, 0);
-  if (writeLogEmpty() || MUTANT == Mutant.FORGET_FLUSH) finish(VolumeState.DONE);
-  else writeLogFlush();
+  writeLogFlush();
+  acknowledge();
 }
 
 /** The PC is about to read these sectors. */
 export function volumePrefetch(lba: u64, count: u32): void {
   if (lba >= sectors) return;
   const end = min<u64>(lba + count, sectors);
-  fetch(<u32>lba / SECTORS_PER_BLOCK, lastBlock(<u32>lba, <u32>(end - lba)) + 1);
+  bring(<u32>lba / SECTORS_PER_BLOCK, lastBlock(<u32>lba, <u32>(end - lba)) + 1);
 }
 
 /** Milliseconds until the current request times out, 0xFFFFFFFF when there is none. A server that moves bytes is waited for;
  * one that has gone silent is out of reach, whether or not the connection has noticed. */
 export function volumeTimeoutMs(): u32 {
   if (state != VolumeState.PENDING || MUTANT == Mutant.NO_TIME_OUT) return 0xffffffff;
+  const isRead = operation == Operation.READ;
   let waited = clock_ms() - requestStartedMs;
-  if (nbdUp()) waited = min(waited, nbdSilentMs());
-  return waited >= settings.offlineReadTimeoutMs ? 0 : settings.offlineReadTimeoutMs - waited;
+  if (isRead && nbdUp()) waited = min(waited, nbdSilentMs());
+  const limit = isRead ? settings.offlineReadTimeoutMs : writeStallMs();
+  return waited >= limit ? 0 : limit - waited;
 }
 
 /** Takes what has arrived and goes on. Returns true when anything moved. */
 export function volumeStep(): bool {
-  let progressed = sectors == 0 && nbdUp() ? setCapacity() : false;
+  let progressed = setCapacity();
+  if (loadsActive > 0) progressed = finishLoads() || progressed;
   if (fetchesActive > 0) progressed = finishFetches() || progressed;
   if (state != VolumeState.PENDING) return progressed;
   if (operation == Operation.READ) {
     if (copyBlocks()) progressed = true;
-    if (state == VolumeState.PENDING) fetch(cursor, lastBlock(requestLba, requestCount) + 1);
+    if (state == VolumeState.PENDING) bring(cursor, lastBlock(requestLba, requestCount) + 1);
   } else if (operation == Operation.WRITE_WAITING) {
     progressed = write() || progressed;
-  } else if (operation == Operation.WRITE) {
-    if (writeLogReceived() || MUTANT == Mutant.ACKNOWLEDGE_EARLY) progressed = finish(VolumeState.DONE);
-  } else if (operation == Operation.FLUSH) {
-    if (writeLogEmpty()) progressed = finish(VolumeState.DONE);
-    else writeLogFlush();
+  } else {
+    progressed = acknowledge() || progressed;
   }
-  if (state == VolumeState.PENDING && volumeTimeoutMs() == 0) progressed = timeOut();
+  if (state == VolumeState.PENDING && (volumeTimeoutMs() == 0 || cannotWrite())) progressed = timeOut();
   return progressed;
 }
 
+function cannotWrite(): bool {
+  return operation != Operation.READ && writeLogBroken();
+}
+
+/** Finds out how large the disk is: at once if the store remembers it, else from the server. */
 function setCapacity(): bool {
-  const size = nbdExportSize() / SECTOR_SIZE;
-  const limit = <u64>IMAGE_BLOCKS_MAX * SECTORS_PER_BLOCK;
-  if (size > limit) {
-    logText('image larger than 2 TiB, the rest is not shown');
-    logValue('sectors', size);
-    logEnd(LogLevel.WARNING);
-  }
-  sectors = min(size, limit);
+  if (nbdUp() && nbdConnection() != connectionChecked) checkExport();
+  if (sectors != 0 || !localStoreReady()) return false;
+  const known = storedImageSectors();
+  if (known == 0 && !nbdUp()) return false;
+  sectors = known != 0 ? known : exportSectors();
+  if (sectors == 0) return false;
   blocks = <u32>((sectors + SECTORS_PER_BLOCK - 1) / SECTORS_PER_BLOCK);
   statistics.sectors = sectors;
-  return sectors != 0;
+  storeImageSectors(sectors);
+  appendSetImage(sectors);
+  return true;
+}
+
+function exportSectors(): u64 {
+  const size = nbdExportSize() / SECTOR_SIZE;
+  const limit = <u64>IMAGE_BLOCKS_MAX * SECTORS_PER_BLOCK;
+  if (size <= limit) return size;
+  logText('image larger than 2 TiB, the rest is not shown');
+  logValue('sectors', size);
+  logEnd(LogLevel.WARNING);
+  return limit;
+}
+
+let connectionChecked: u32 = 0;
+
+/** The PC was told a size: a server with less cannot have all that the PC may ask for. */
+function checkExport(): void {
+  const known = sectors != 0 ? sectors : localStoreReady() ? storedImageSectors() : 0;
+  if (!localStoreReady()) return;
+  if (known > nbdExportSize() / SECTOR_SIZE) nbdRestart(NbdError.EXPORT_SHRUNK);
+  else connectionChecked = nbdConnection();
 }
 
 function begin(what: Operation, lba: u64, count: u32, address: usize): void {
@@ -267,7 +324,7 @@ function copyBlocks(): bool {
   const last = lastBlock(requestLba, requestCount);
   while (cursor <= last) {
     const slot = cacheFind(cursor);
-    if (slot < 0 || cacheState(slot) != SlotState.CLEAN) {
+    if (slot < 0 || cacheState(slot) != SlotState.READY || (cursorMask() & ~cacheMask(slot)) != 0) {
       if (!cursorMissed) statistics.blockMisses += 1;
       cursorMissed = true;
       return false;
@@ -281,6 +338,11 @@ function copyBlocks(): bool {
   statistics.sectorsRead += requestCount;
   followSequence();
   return finish(VolumeState.DONE);
+}
+
+/** The sectors of the cursor block that the request asks for. */
+function cursorMask(): u8 {
+  return sectorMask(cursor, requestLba, requestCount);
 }
 
 /** Copies the part of the cursor block that the request asks for. */
@@ -304,32 +366,126 @@ function followSequence(): void {
     readAhead = min(max(readAhead * 2, READ_AHEAD_MIN), READ_AHEAD_MAX);
     const from = max(next, readAheadEnd);
     const to = min(next + readAhead, blocks);
-    if (from < to) fetch(from, to);
+    if (from < to) bring(from, to);
     readAheadEnd = max(to, next);
   }
   sequentialLba = end;
 }
 
-/** Asks the server for every block in [from, to) that is not in the cache or on its way, as far as requests are free. */
-function fetch(from: u32, to: u32): void {
-  if (!nbdUp() || (!writeLogReceived() && MUTANT != Mutant.FETCH_EARLY)) return;
-  let block = from;
-  while (block < to) {
-    if (cacheFind(block) >= 0) {
-      block += 1;
-      continue;
+/** Brings every block in [from, to) that is not in the RAM cache or on its way, as far as there is room for more requests. */
+function bring(from: u32, to: u32): void {
+  for (let block = from; block < to; ) {
+    const slot = cacheFind(block);
+    const row = slot < 0 ? tableFind(block) : NO_ROW;
+    let count: u32 = 1;
+    if (slot >= 0) {
+      // A block that is here in part is completed when the PC needs the rest of it.
+      if (block == cursor && operation == Operation.READ && state == VolumeState.PENDING) completeCursor(slot);
+    } else if (row != NO_ROW) {
+      if (!load(block, row)) return;
+    } else {
+      if (!canFetch()) return;
+      count = fetchRun(block, to);
+      if (count == 0) return;
     }
-    const count = fetchRun(block, to);
-    if (count == 0) return;
     block += count;
   }
 }
 
-/** Fetches a run of missing blocks with one request; returns its length, 0 when no request or no slot is free. */
+function canFetch(): bool {
+  return nbdUp() && connectionChecked == nbdConnection();
+}
+
+/** Starts to read a block from the local store into the RAM cache. False when that must wait. */
+function load(block: u32, row: u32): bool {
+  // What a failed log has not written never will be: a block of that is read as it lies, and its checksum tells.
+  if (loadsActive == LOADS_MAX || (!logWritten() && !logFailed())) return false;
+  const slot = cacheAllocate(block);
+  if (slot < 0) return false;
+  const operation = deviceRead(rowBlock(row), 1, cacheAddress(slot));
+  if (operation < 0) {
+    cacheSetEmpty(slot);
+    return false;
+  }
+  let i = 0;
+  while (loadOperation[i] >= 0) i++;
+  loadOperation[i] = operation;
+  loadBlock[i] = block;
+  loadRow[i] = row;
+  loadsActive += 1;
+  return true;
+}
+
+function finishLoads(): bool {
+  let progressed = false;
+  for (let i = 0; i < <i32>LOADS_MAX; i++) {
+    if (loadOperation[i] < 0) continue;
+    const result = deviceState(loadOperation[i]);
+    if (result == OperationState.PENDING) continue;
+    deviceRelease(loadOperation[i]);
+    loadOperation[i] = -1;
+    loadsActive -= 1;
+    finishLoad(loadBlock[i], loadRow[i], result == OperationState.DONE);
+    progressed = true;
+  }
+  return progressed;
+}
+
+function finishLoad(block: u32, row: u32, readable: bool): void {
+  const slot = cacheFind(block);
+  assert(slot >= 0);
+  const current = cacheState(slot) == SlotState.FILLING && tableFind(block) == row;
+  if (!current) {
+    cacheSetEmpty(slot);
+    return;
+  }
+  if (!storeCheckRead(row, cacheAddress(slot), readable)) {
+    // Forgotten or lost; in the second case reading it is an error.
+    if (rowIs(row, ROW_LOST)) cacheSetReady(slot, 0);
+    else cacheSetEmpty(slot);
+    return;
+  }
+  rowHit(row);
+  cacheSetReady(slot, rowValid(row));
+}
+
+/** The cursor block is here, but not all the sectors that the PC wants: fetches the first of its holes. */
+function completeCursor(slot: i32): void {
+  if (cacheState(slot) != SlotState.READY) return;
+  const mask = cacheMask(slot);
+  if ((cursorMask() & ~mask) == 0) return;
+  const row = tableFind(cursor);
+  if (row != NO_ROW && rowIs(row, ROW_LOST)) {
+    failRead();
+    return;
+  }
+  if (!canFetch()) return;
+  const first = <u32>ctz(<u32>~mask & 0xff);
+  const count = min(<u32>ctz((<u32>mask >> first) | 0x100), SECTORS_PER_BLOCK - first);
+  const lba = <u64>cursor * SECTORS_PER_BLOCK + first;
+  const length = <u32>min<u64>(count, sectors - lba) * SECTOR_SIZE;
+  const request = nbdRead(lba * SECTOR_SIZE, length);
+  if (request < 0) return;
+  nbdSetPiece(request, 0, cacheAddress(slot) + first * SECTOR_SIZE);
+  cacheSetFilling(slot);
+  noteFetch(request, cursor, 1, mask, <u8>((((<u32>1) << count) - 1) << first));
+}
+
+function noteFetch(request: i32, first: u32, count: u32, mask: u8, adds: u8): void {
+  fetchActive[request] = true;
+  fetchBlock[request] = first;
+  fetchCount[request] = count;
+  fetchMask[request] = mask;
+  fetchAdds[request] = adds;
+  fetchesActive += 1;
+}
+
+/** Fetches a run of blocks that are not on the card with one request; returns its length, 0 when no request or no slot is
+ * free. */
 function fetchRun(first: u32, end: u32): u32 {
   const limit: u32 = cursorAlone ? 1 : RUN_BLOCKS_MAX;
   let count: u32 = 1;
-  while (count < limit && first + count < end && cacheFind(first + count) < 0) count += 1;
+  while (count < limit && first + count < end && isAbsent(first + count)) count += 1;
 
   const offset = <u64>first * BLOCK_SIZE;
   const length = <u32>min<u64>(<u64>count * BLOCK_SIZE, sectors * SECTOR_SIZE - offset);
@@ -347,11 +503,12 @@ function fetchRun(first: u32, end: u32): u32 {
   // The last block of an image that is not a multiple of 4 KiB: what lies behind its end reads as zeros.
   const tail = length % BLOCK_SIZE;
   if (tail != 0) memory.fill(cacheAddress(cacheFind(first + count - 1)) + tail, 0, BLOCK_SIZE - tail);
-  fetchActive[request] = true;
-  fetchBlock[request] = first;
-  fetchCount[request] = count;
-  fetchesActive += 1;
+  noteFetch(request, first, count, 0, 0xff);
   return count;
+}
+
+function isAbsent(block: u32): bool {
+  return cacheFind(block) < 0 && tableFind(block) == NO_ROW;
 }
 
 function abandonRun(request: i32, first: u32, count: u32): void {
@@ -374,12 +531,7 @@ function finishFetches(): bool {
 function finishFetch(request: i32, result: NbdState): void {
   const first = fetchBlock[request];
   const count = fetchCount[request];
-  for (let i: u32 = 0; i < count; i++) {
-    const slot = cacheFind(first + i);
-    assert(slot >= 0);
-    if (isWhole(result) && cacheState(slot) == SlotState.FILLING) cacheSetClean(slot);
-    else cacheSetEmpty(slot);
-  }
+  for (let i: u32 = 0; i < count; i++) finishFetchedBlock(request, first + i, isWhole(result));
   if (result == NbdState.FAILED) fetchFailed(first, count, nbdErrno(request));
   nbdRelease(request);
   fetchActive[request] = false;
@@ -388,9 +540,23 @@ function finishFetch(request: i32, result: NbdState): void {
 
 /** Has the read brought everything? */
 function isWhole(result: NbdState): bool {
-  if (MUTANT == Mutant.LOST_FILL && result == NbdState.LOST) return true;
-  if (MUTANT == Mutant.UNREADABLE_AS_READ && result == NbdState.FAILED) return true;
-  return result == NbdState.DONE;
+  return result == NbdState.DONE || (MUTANT == Mutant.LOST_FILL && result == NbdState.LOST);
+}
+
+function finishFetchedBlock(request: i32, block: u32, done: bool): void {
+  const slot = cacheFind(block);
+  assert(slot >= 0);
+  const mask = fetchMask[request];
+  const current = cacheState(slot) == SlotState.FILLING;
+  if (current && done) {
+    cacheSetReady(slot, mask | fetchAdds[request]);
+    if (mask == 0) noteFill(block);
+  } else if (current && mask != 0) {
+    // What was there before is as good as it was.
+    cacheSetReady(slot, mask);
+  } else {
+    cacheSetEmpty(slot);
+  }
 }
 
 /** The server could not read a run. If the PC waits for one of its blocks, that block is tried alone: only what is really
@@ -419,42 +585,55 @@ function failRead(): void {
 function write(): bool {
   if (!writeLogAppend(requestLba, requestCount, requestMemory, requestMore)) return false;
   operation = Operation.WRITE;
-  const last = lastBlock(requestLba, requestCount);
-  for (let block = requestLba / SECTORS_PER_BLOCK; block <= last; block++) updateCache(block);
+  for (let i: u32 = 0; i < appendedBlocks(); i++) updateCache(i);
   statistics.sectorsWritten += requestCount;
+  // Only the end of a command is acknowledged.
+  if (requestMore) finish(VolumeState.DONE);
+  else acknowledge();
   return true;
 }
 
-/** The cache's copy of a block follows the write: in place when it is there, allocated when the whole block is written. */
-function updateCache(block: u32): void {
-  const blockLba = <u64>block * SECTORS_PER_BLOCK;
-  const from = max<u64>(requestLba, blockLba);
-  const to = min<u64>(<u64>requestLba + requestCount, min<u64>(blockLba + SECTORS_PER_BLOCK, sectors));
+/** Ends a write or a flush that has reached its acknowledgement point. */
+function acknowledge(): bool {
+  const flushes = operation == Operation.FLUSH || writeThrough;
+  if (!(flushes ? writeLogFlushed() : writeLogAcknowledged())) return false;
+  if (flushes) statistics.commandsStored += 1;
+  return finish(VolumeState.DONE);
+}
+
+/** The PC has switched the write cache off: a write is not done before it is stored, whatever the settings say. */
+let writeThrough: bool = false;
+
+export function volumeSetWriteCache(enabled: bool): void {
+  writeThrough = !enabled;
+}
+
+/** The cache's copy of block `i` of the write is what the log has of it now. */
+function updateCache(i: u32): void {
+  const block = appendedBlock(i);
   let slot = cacheFind(block);
-  if (MUTANT == Mutant.CACHE_NOT_UPDATED && slot >= 0 && cacheState(slot) == SlotState.CLEAN) return;
-  if (slot >= 0 && cacheState(slot) != SlotState.CLEAN) {
+  if (MUTANT == Mutant.CACHE_NOT_UPDATED && slot >= 0 && cacheState(slot) == SlotState.READY) return;
+  if (slot >= 0 && cacheState(slot) != SlotState.READY) {
     if (MUTANT != Mutant.STALE_FILL) cacheSetStale(slot);
     return;
   }
-  if (slot < 0) {
-    const isPartial = from != blockLba || to - from != SECTORS_PER_BLOCK;
-    if (isPartial && MUTANT != Mutant.CACHE_PARTIAL_BLOCK) return;
-    slot = cacheAllocate(block);
-    if (slot < 0) return;
-    cacheSetClean(slot);
-  }
-  const source = requestMemory + <usize>(from - requestLba) * SECTOR_SIZE;
-  memory.copy(cacheAddress(slot) + <usize>(from - blockLba) * SECTOR_SIZE, source, <usize>(to - from) * SECTOR_SIZE);
+  if (slot < 0) slot = cacheAllocate(block);
+  else cacheSetFilling(slot);
+  if (slot < 0) return;
+  memory.copy(cacheAddress(slot), appendedData(i), BLOCK_SIZE);
+  cacheSetReady(slot, appendedMask(i));
   cacheTouch(slot);
 }
 
-/** The server has been out of reach for too long for the PC to wait. */
+/** The PC cannot wait any longer: for the server, or for room in the log. */
 function timeOut(): bool {
-  logText('request given up, the image server is out of reach');
+  if (operation == Operation.READ) logText('read given up, the image server is out of reach');
+  else logText('write given up, it did not reach its acknowledgement point');
   logValue('lba', requestLba);
   logValue('sectors', requestCount);
   logValue('connection', nbdConnection());
   logEnd(LogLevel.WARNING);
+  if (operation != Operation.READ) statistics.writesFailed += 1;
   if (operation == Operation.READ) failRead();
   else if (MUTANT == Mutant.FLUSH_TIME_OUT_SUCCEEDS && operation == Operation.FLUSH) finish(VolumeState.DONE);
   else finish(VolumeState.FAULT);

@@ -1,344 +1,575 @@
 // The write log: every write of the PC, in order, from the moment it is taken until the image server has committed it.
 //
-// Writes are copied into a ring and sent on in order. An epoch (a run of whole commands) is closed by FLUSH CACHE, by age,
-// by size, or when the ring runs full: once the server has every write of it, an NBD flush commits it as one generation and
-// the ring space is free again. No write of the next epoch is sent before that, so what a flush commits is exactly the
-// epoch. A server discards what it has not committed when a connection breaks (DESIGN.md decision 5), so everything in the
-// ring is then sent again, in order.
+// Writes are records of the local store (append.ts). An epoch, a run of whole commands, is closed by FLUSH CACHE, by age or by
+// size; it is sent (sender.ts), and once the server has all of it an NBD flush commits it as one generation. No write of the
+// next epoch is sent before that, so what a flush commits is exactly the epoch. A server discards what it has not committed
+// when a connection breaks (DESIGN.md decision 5): then the epoch is sent again from its start.
 //
-// The ring is in RAM: it survives the loss of the link and of the server, not of the card. An entry is at most half a data
-// buffer and lies in one piece.
-//
-//   arena:  entries 20 B [ENTRIES] | data ring
-//   entry:  first sector u32 | sectors u32 | data address u32 | time u32 | NBD request slot u16 | state u8 | 0
+// Invariants:
+//   - Only stored records are sent: what the server may have committed is always still in the log after a power cut.
+//   - After a power-on the first epoch is everything that was recovered, so the server, which may have committed any part of
+//     it, can only go forward. The same holds for what was merged.
+//   - An epoch ends between two commands.
 
-import { NBD_REQUEST_SIZE_MAX, SECTOR_SIZE } from '../config';
+import { SECTOR_SIZE } from '../config';
 import { clock_ms } from '../imports';
-import { MUTANT, Mutant } from '../mutant';
 import {
-  NbdError,
-  NbdState,
-  nbdConnection,
-  nbdFlush,
-  nbdRelease,
-  nbdRestart,
-  nbdSetPiece,
-  nbdState,
-  nbdUp,
-  nbdWrite,
-} from '../nbd/client';
-import { settings } from '../settings';
+  ROW_HEADER,
+  ROW_LIVE,
+  ROW_VOID,
+  rowChecksum,
+  rowDirty,
+  rowIs,
+  rowKey,
+  rowUnused,
+  rowValid,
+  tableRows,
+} from '../local-store/block-table';
+import {
+  RECORD_BEGINS,
+  RECORD_DIRTY,
+  RECORD_ENDS,
+  RecordKind,
+  SEGMENT_BLOCKS,
+  SEGMENT_RECORD_BLOCKS,
+} from '../local-store/format';
+import { localStoreReady, storeSetCommitted } from '../local-store/local-store';
+import { mergeActive, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
+import {
+  firstRecord,
+  logCommitted,
+  logCommitUnsaid,
+  logFailed,
+  logFreeSegments,
+  logHeadRow,
+  logNeeded,
+  logNextSequence,
+  logSetCommitted,
+  logSetLagMs,
+  logSetNeeded,
+  logStored,
+  logTailSegment,
+  logWantStored,
+  nextSegmentRow,
+  recordBegin,
+  recordFinish,
+  segmentPlace,
+} from '../local-store/record-log';
+import { recoveredDirtyBlocks, recoveredDirtyRecords, recoveredDirtySectors } from '../local-store/recovery';
+import { MUTANT, Mutant } from '../mutant';
+import { NbdError, NbdState, nbdConnection, nbdFlush, nbdRelease, nbdRestart, nbdState, nbdUp } from '../nbd/client';
+import { AcknowledgementPoint, acknowledgementDelayMs, settings } from '../settings';
 import { statistics } from '../statistics';
+import { append, appendAbandon, appendedDirty, appendedSequence, appendStep, initAppend } from './append';
+import {
+  initSender,
+  SENDER_SIZE,
+  senderConfirmed,
+  senderIdle,
+  senderReset,
+  senderSequence,
+  senderSetEpochEnd,
+  senderStep,
+} from './sender';
 
-/** Small writes are 512 to 4096 bytes; a ring of 8 MiB of the smallest would need more, and closes its epoch instead. */
-const ENTRIES: u32 = 4096;
-const ENTRY_SIZE: u32 = 20;
-const PIECE_SIZE: u32 = 4096;
+export const WRITE_LOG_SIZE: u32 = SENDER_SIZE;
 
-export const WRITE_LOG_SIZE_MIN: u32 = ENTRIES * ENTRY_SIZE + 4 * NBD_REQUEST_SIZE_MAX;
-
-enum EntryState {
-  QUEUED = 0,
-  SENT = 1,
-  RECEIVED = 2,
-}
-
-@unmanaged
-class Entry {
-  lba: u32;
-  count: u32;
-  address: u32;
-  /** clock_ms() when the PC wrote it. */
-  writtenMs: u32;
-  request: u16;
-  state: u8;
-  reserved: u8;
-}
+/** Merging is worth its writes when it frees at least this share of the log, in percent. */
+const MERGE_GAIN_MIN: u32 = 10;
+/** A connected server gets this long to make room by committing before the log is merged. */
+const MERGE_PATIENCE_MS: u32 = 5000;
+/** What is committed is said by a MARK record when nothing else has said it for so long. */
+const MARK_DELAY_MS: u32 = 500;
 
 enum FlushState {
   NONE = 0,
-  /** The epoch is closed; its last writes are not all with the server yet. */
+  /** The epoch is closed; the server does not have all of it yet. */
   WAITING = 1,
   SENT = 2,
 }
 
-let entries: usize = 0;
-let ring: usize = 0;
-let ringSize: u32 = 0;
+let running: bool = false;
 
-// Entry numbers only grow (they wrap at 2^32); number modulo ENTRIES is the place. head <= sent <= tail.
-let head: u32 = 0;
-/** First entry that is not sent on this connection. */
-let nextToSend: u32 = 0;
-let tail: u32 = 0;
-/** First entry that the server has not confirmed on this connection. */
-let nextToConfirm: u32 = 0;
-/** One past the last entry that ends a command: epochs close only here, unless the ring is full. */
-let commandEnd: u32 = 0;
-/** One past the last entry of the closed epoch; equal to head when no epoch is closed. */
-let epochEnd: u32 = 0;
-/** Free data space begins here, as an offset into the ring. */
-let ringTail: u32 = 0;
+// The first record that is not committed: its number, and the row of its header.
+let headSequence: u64 = 1;
+let headRow: u32 = 0;
+/** Records from there on that hold anything the server does not have. */
+let dirtyRecords: u32 = 0;
 
+// The epoch. `epochEnd`: number of the record behind the closed epoch.
 let flushState: FlushState = FlushState.NONE;
+let epochEnd: u64 = 0;
+/** An epoch must not end before this record. */
+let epochFloor: u64 = 0;
 let flushRequest: i32 = -1;
+let closeWanted: bool = false;
 let connection: u32 = 0;
 
-assert(offsetof<Entry>() == ENTRY_SIZE);
+// The PC's command.
+let commandOpen: bool = false;
+let acknowledgedMs: u32 = 0;
+let point: AcknowledgementPoint = AcknowledgementPoint.STORED;
+/** Set while the log has no place for a write: since when. */
+let full: bool = false;
+let fullSinceMs: u32 = 0;
+let committedMs: u32 = 0;
 
-function entry(number: u32): Entry {
-  return changetype<Entry>(entries + <usize>(number % ENTRIES) * ENTRY_SIZE);
-}
-
-/** Takes `size` bytes at `arena`; false when that is less than WRITE_LOG_SIZE_MIN. */
-export function initWriteLog(arena: usize, size: u32): bool {
-  if (size < WRITE_LOG_SIZE_MIN) return false;
-  entries = arena;
-  ring = arena + ENTRIES * ENTRY_SIZE;
-  ringSize = size - ENTRIES * ENTRY_SIZE;
-  head = nextToSend = nextToConfirm = tail = commandEnd = epochEnd = 0;
-  ringTail = 0;
+/** Takes WRITE_LOG_SIZE bytes at `arena`, 4 KiB aligned. */
+export function initWriteLog(arena: usize): void {
+  initAppend();
+  initSender(arena);
+  running = false;
+  headSequence = 1;
+  dirtyRecords = 0;
   flushState = FlushState.NONE;
   flushRequest = -1;
+  closeWanted = commandOpen = full = endWanted = merging = holdSending = false;
+  epochFloor = 0;
   connection = nbdConnection();
+  setAcknowledgementPoint(settings.acknowledgementPoint);
+}
+
+/** Takes over what the local store has recovered. */
+function start(): void {
+  running = true;
+  headSequence = firstRecord(logTailSegment());
+  headRow = segmentPlace(logTailSegment()) * SEGMENT_BLOCKS;
+  while (headSequence < max(logCommitted() + 1, logNeeded())) {
+    headRow = rowAfter(settled(headRow));
+    headSequence += 1;
+  }
+  dirtyRecords = recoveredDirtyRecords();
+  statistics.storeBlocksDirty = recoveredDirtyBlocks();
+  statistics.lagBytes = recoveredDirtySectors() * SECTOR_SIZE;
+  // Cover whatever the server may have committed before the power was lost.
+  if (MUTANT != Mutant.SHORT_FIRST_EPOCH) epochFloor = logNextSequence();
+  skipClean();
+  senderReset(headSequence, headRow);
+}
+
+// Acknowledgement
+
+/** Switches the acknowledgement point; false when there is no such point. */
+export function setAcknowledgementPoint(which: u32): bool {
+  if (which > <u32>AcknowledgementPoint.REMOTE_STORED) return false;
+  point = which;
+  statistics.acknowledgementPoint = which;
   return true;
 }
 
-/** Where `length` bytes in one piece are free, or 0. */
-function ringReserve(length: u32): usize {
-  if (head == tail) {
-    ringTail = 0;
-    return ring;
-  }
-  const ringHead = <u32>(<usize>entry(head).address - ring);
-  if (ringTail > ringHead) {
-    if (ringTail + length <= ringSize) return ring + ringTail;
-    if (MUTANT == Mutant.RING_OVERRUN) return ring;
-    // Wrap: the rest of the ring stays unused for this round.
-    return length < ringHead ? ring : 0;
-  }
-  return ringTail + length < ringHead ? ring + ringTail : 0;
+/** The point in force: as long as little of the log is dirty the card may wait for the server, if it is there. */
+function effectivePoint(): AcknowledgementPoint {
+  if (settings.dirtyThreshold == 0 || !nbdUp() || point >= AcknowledgementPoint.REMOTE_STORED) return point;
+  const percent = (<u64>statistics.storeBlocksDirty * 100) / tableRows();
+  return percent < <u64>settings.dirtyThreshold ? AcknowledgementPoint.REMOTE_STORED : point;
 }
 
-/** Appends a write, copying its data. False when there is no room now. `more`: the same command goes on in the next one. */
+/** True when the PC may be told that every write so far is done. */
+export function writeLogAcknowledged(): bool {
+  return acknowledged(effectivePoint());
+}
+
+/** True when a FLUSH CACHE may be answered: never before everything is stored, and where a write is done when the server has
+ * received it, when the server has committed it. */
+export function writeLogFlushed(): bool {
+  if (MUTANT == Mutant.FORGET_FLUSH) return true;
+  const need = max(effectivePoint(), AcknowledgementPoint.STORED);
+  return acknowledged(need == AcknowledgementPoint.REMOTE_RECEIVED ? AcknowledgementPoint.REMOTE_STORED : need);
+}
+
+function acknowledged(need: AcknowledgementPoint): bool {
+  if (need == AcknowledgementPoint.REMOTE_STORED) closeWanted = true;
+  return reached(need, appendedSequence()) && acknowledgementDelayLeft() == 0;
+}
+
+function reached(need: AcknowledgementPoint, last: u64): bool {
+  if (MUTANT == Mutant.ACKNOWLEDGE_EARLY) return true;
+  if (need >= AcknowledgementPoint.STORED && logStored() < last) {
+    logWantStored(last);
+    return false;
+  }
+  if (need == AcknowledgementPoint.SENT) return senderSequence() > last || headSequence > last;
+  if (need == AcknowledgementPoint.REMOTE_RECEIVED) return senderConfirmed() > last || headSequence > last;
+  if (need == AcknowledgementPoint.REMOTE_STORED) return headSequence > last;
+  return true;
+}
+
+function acknowledgementDelayLeft(): u32 {
+  const passed = clock_ms() - acknowledgedMs;
+  const delay = acknowledgementDelayMs();
+  return passed >= delay ? 0 : delay - passed;
+}
+
+// Taking writes
+
+/** Takes a write, copying its data; false when that must wait: call again with the same arguments. `more`: the PC's command
+ * goes on with the next call. */
 export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool): bool {
-  const length = count * SECTOR_SIZE;
-  assert(count > 0);
-  assert(length <= NBD_REQUEST_SIZE_MAX);
-  if (more && commandEnd == tail && halfFull()) {
-    // A large command begins: it gets an epoch of its own, so that only one of more than half the ring is ever torn.
-    closeEpoch(commandEnd);
+  if (!running || (endWanted && !endCommand())) return false;
+  afterMerge();
+  if (statistics.lagBytes == 0) statistics.lagSinceMs = clock_ms();
+  logSetLagMs(lagMs());
+  if (!append(lba, count, source, !commandOpen, !more)) {
+    noteFull();
     return false;
   }
-  const address = tail - head < ENTRIES ? ringReserve(length) : 0;
-  if (address == 0) {
-    // The open epoch is all that fills the ring: commit it, even in the middle of a command.
-    if (commandEnd == head || isSent(commandEnd)) commandEnd = tail;
-    closeEpoch(commandEnd);
-    return false;
-  }
-  memory.copy(address, source, length);
-  const added = entry(tail);
-  added.lba = lba;
-  added.count = count;
-  added.address = <u32>address;
-  added.writtenMs = clock_ms();
-  added.state = <u8>EntryState.QUEUED;
-  tail += 1;
-  if (!more || MUTANT == Mutant.TEAR_COMMANDS) commandEnd = tail;
-  if (MUTANT == Mutant.DROP_LAST_SECTOR && more && count > 1) added.count = count - 1;
-  ringTail = <u32>(address + length - ring);
-  statistics.lagBytes += length;
-  if (MUTANT == Mutant.LAG_TOO_SMALL) statistics.lagBytes -= SECTOR_SIZE;
+  full = false;
+  commandOpen = more;
+  dirtyRecords += 1;
+  statistics.storeBlocksDirty += appendedDirty();
+  statistics.lagBytes += <u64>(MUTANT == Mutant.LAG_TOO_SMALL ? count - 1 : count) * SECTOR_SIZE;
+  acknowledgedMs = clock_ms();
+  if (effectivePoint() >= AcknowledgementPoint.STORED || !more) logWantStored(appendedSequence());
   return true;
 }
 
-/** The command that was being appended will not be continued. */
+function noteFull(): void {
+  if (logFreeSegments() > SEGMENTS_RESERVED) {
+    full = false;
+    return;
+  }
+  closeWanted = true;
+  if (full) return;
+  full = true;
+  fullSinceMs = clock_ms();
+  statistics.writesStalled += 1;
+}
+
+/** The command that was being written will not be continued. */
 export function writeLogEndCommand(): void {
-  commandEnd = tail;
+  appendAbandon();
+  full = false;
+  // Its last record says so on the store, see writeLogStep().
+  if (commandOpen) endWanted = true;
 }
 
-/** True when the server has every write: what it answers to a read is then what the PC wrote last. A new connection has none
- * of what an earlier one had not committed, from its first moment on. */
-export function writeLogReceived(): bool {
-  if (MUTANT == Mutant.STALE_AFTER_RECONNECT) return nextToConfirm == tail;
-  return head == tail || (nextToConfirm == tail && connection == nbdConnection());
+let endWanted: bool = false;
+
+/** Ends a command that was cut off by the PC: it stays as far as it came. */
+function endCommand(): bool {
+  if (!endWanted || !recordBegin(0, 0)) return false;
+  recordFinish(RecordKind.WRITE, RECORD_ENDS, 0);
+  dirtyRecords += 1;
+  endWanted = commandOpen = false;
+  return true;
 }
 
-/** True when the server has committed every write. */
-export function writeLogEmpty(): bool {
-  return head == tail;
-}
-
-/** Closes the open epoch, for FLUSH CACHE. `writeLogEmpty()` tells when all is committed. */
+/** Closes the epoch, for FLUSH CACHE; writeLogFlushed() tells when the PC may be answered. */
 export function writeLogFlush(): void {
-  writeLogEndCommand();
-  closeEpoch(commandEnd);
+  closeWanted = true;
+  logWantStored(logNextSequence() - 1);
 }
 
-function halfFull(): bool {
-  return statistics.lagBytes > ringSize / 2 || tail - head > ENTRIES / 2;
+/** True when a write may begin now or when room for it is made: false when the store does not take writes any more. */
+export function writeLogBroken(): bool {
+  return logFailed();
 }
 
-/** True when an entry behind `end` is with the server on this connection. */
-function isSent(end: u32): bool {
-  if (MUTANT == Mutant.EPOCH_BEHIND_SENT) return false;
-  return <i32>(nextToSend - end) > 0;
-}
-
-/** Closes the epoch before entry `end`, unless the server has more already: a flush would commit that, too. */
-function closeEpoch(end: u32): void {
-  if (flushState != FlushState.NONE || end == head || isSent(end)) return;
-  epochEnd = end;
-  flushState = FlushState.WAITING;
-}
-
-/** Milliseconds until an epoch closes by age, 0xFFFFFFFF when none is open. */
+/** Milliseconds until there is something to do without an event. */
 export function writeLogTimeoutMs(): u32 {
-  if (head == tail || flushState != FlushState.NONE || !nbdUp() || isSent(commandEnd)) return 0xffffffff;
-  const age = oldestAgeMs();
-  return age >= settings.epochAgeMs ? 0 : settings.epochAgeMs - age;
+  let timeout: u32 = 0xffffffff;
+  if (dirtyRecords > 0 && flushState == FlushState.NONE && nbdUp()) {
+    const age = lagMs();
+    timeout = age >= settings.epochAgeMs ? 0 : settings.epochAgeMs - age;
+    // It is due, but something else is in the way; whatever that is, its end is an event.
+    if (timeout == 0) timeout = 0xffffffff;
+  }
+  if (full) timeout = min(timeout, MERGE_PATIENCE_MS);
+  if (logCommitUnsaid()) timeout = min(timeout, MARK_DELAY_MS);
+  if (acknowledgementDelayLeft() > 0) timeout = min(timeout, acknowledgementDelayLeft());
+  return timeout;
 }
 
 /** How long the oldest write has been waiting to be committed. */
-function oldestAgeMs(): u32 {
-  if (MUTANT == Mutant.CLOCK_WRAP && clock_ms() < entry(head).writtenMs) return 0;
-  return clock_ms() - entry(head).writtenMs;
+function lagMs(): u32 {
+  return statistics.lagBytes == 0 ? 0 : clock_ms() - statistics.lagSinceMs;
 }
 
-/** Sends, confirms, commits. Returns true when anything moved. */
+// Epochs
+
+/** Sends, confirms, commits. True when anything moved. */
 export function writeLogStep(): bool {
-  if (head == tail) return false;
-  let progressed = resendAfterReconnect();
-  if (nbdUp()) {
-    if (confirm()) progressed = true;
-    closeEpochWhenDue();
-    if (send()) progressed = true;
-    if (commit()) progressed = true;
+  if (!running) {
+    if (!localStoreReady()) return false;
+    start();
+    return true;
   }
+  // First of all: what was the oldest record may not be there any more.
+  let progressed = afterMerge();
+  progressed = appendStep() || progressed;
+  progressed = endCommand() || progressed;
+  progressed = restartAfterReconnect() || progressed;
+  progressed = mergeWhenFull() || progressed;
+  progressed = closeWhenDue() || progressed;
+  if (!mergeActive()) progressed = senderStep(sendEnd()) || progressed;
+  progressed = commit() || progressed;
+  progressed = sayCommitted() || progressed;
   updateLag();
   return progressed;
 }
 
+/** Number of the record behind the last that may be sent now. An open epoch is sent early only when a write waits for the
+ * server: otherwise what is overwritten soon need not be sent at all. */
+function sendEnd(): u64 {
+  if (holdSending) return 0;
+  if (flushState != FlushState.NONE) return epochEnd;
+  return effectivePoint() >= AcknowledgementPoint.SENT ? logNextSequence() : headSequence;
+}
+
 /** A new connection knows nothing of what an earlier one had not committed. */
-function resendAfterReconnect(): bool {
+function restartAfterReconnect(): bool {
   if (nbdConnection() == connection) return false;
   connection = nbdConnection();
-  if (MUTANT == Mutant.RESEND_REORDERED && tail - head >= 2) reorder();
-  for (let number = head; number != nextToSend; number++) {
-    const lost = entry(number);
-    if (lost.state == EntryState.SENT) nbdRelease(lost.request);
-    lost.state = <u8>EntryState.QUEUED;
-  }
-  nextToSend = nextToConfirm = MUTANT == Mutant.RESEND_NOTHING ? nextToSend : head;
-  if (flushState == FlushState.SENT) {
-    nbdRelease(flushRequest);
-    flushRequest = -1;
-    flushState = FlushState.WAITING;
-  }
+  restart();
   return true;
 }
 
-function send(): bool {
-  const end = flushState == FlushState.NONE ? tail : epochEnd;
-  let progressed = false;
-  while (nextToSend != end) {
-    const next = entry(nextToSend);
-    const length = next.count * SECTOR_SIZE;
-    const request = nbdWrite(<u64>next.lba * SECTOR_SIZE, length, 0);
-    if (request < 0) break;
-    for (let piece: u32 = 0; piece * PIECE_SIZE < length; piece++) {
-      nbdSetPiece(request, piece, next.address + piece * PIECE_SIZE);
+function restart(): void {
+  if (flushRequest >= 0) nbdRelease(flushRequest);
+  flushRequest = -1;
+  if (flushState == FlushState.SENT) flushState = FlushState.WAITING;
+  if (MUTANT != Mutant.RESEND_NOTHING) senderReset(headSequence, headRow);
+}
+
+/** Closes the epoch here, between two commands. */
+function closeWhenDue(): bool {
+  if (dirtyRecords == 0) {
+    closeWanted = false;
+    if (!commandOpen && flushState == FlushState.NONE && headSequence != logNextSequence()) catchUp();
+    return false;
+  }
+  if (
+    flushState != FlushState.NONE ||
+    (commandOpen && MUTANT != Mutant.TEAR_COMMANDS) ||
+    holdSending ||
+    !nbdUp() ||
+    mergeActive()
+  )
+    return false;
+  const due = closeWanted || lagMs() >= settings.epochAgeMs || statistics.lagBytes >= <u64>settings.epochSizeBytes;
+  if (!due) return false;
+  if (statistics.lagBytes > <u64>settings.epochSizeBytes) closeAtSize();
+  else closeAtHead();
+  return true;
+}
+
+function closeAtHead(): void {
+  setEpochEnd(logNextSequence(), logHeadRow());
+  closeWanted = false;
+}
+
+function setEpochEnd(sequence: u64, row: u32): void {
+  epochEnd = sequence;
+  senderSetEpochEnd(row);
+  flushState = FlushState.WAITING;
+}
+
+/** After a time without a server there is more than one epoch's worth: close after a command that makes the epoch full. */
+function closeAtSize(): void {
+  let sequence = headSequence;
+  let row = headRow;
+  let sectors: u64 = 0;
+  let open = false;
+  while (sequence < logNextSequence()) {
+    row = settled(row);
+    if (rowValid(row) == RecordKind.WRITE && !rowIs(row, ROW_VOID)) {
+      const flags = rowDirty(row);
+      if ((flags & RECORD_BEGINS) != 0) open = true;
+      if ((flags & RECORD_ENDS) != 0) open = false;
+      sectors += rowKey(row);
     }
-    next.request = <u16>request;
-    next.state = <u8>EntryState.SENT;
-    nextToSend += 1;
-    progressed = true;
+    row = rowAfter(row);
+    sequence += 1;
+    const isFull = sectors * SECTOR_SIZE >= <u64>settings.epochSizeBytes;
+    if (isFull && !open && sequence >= epochFloor && sequence < logNextSequence()) {
+      setEpochEnd(sequence, settled(row));
+      return;
+    }
   }
-  return progressed;
-}
-
-function confirm(): bool {
-  const before = nextToConfirm;
-  for (let number = nextToConfirm; number != nextToSend; number++) {
-    const sent = entry(number);
-    if (sent.state != EntryState.SENT) continue;
-    const state = nbdState(sent.request);
-    if (state == NbdState.PENDING) continue;
-    // Refused (the server's disk is full, say) or lost: resendAfterReconnect() takes it from here.
-    if (state != NbdState.DONE) return refused(state);
-    nbdRelease(sent.request);
-    sent.state = <u8>EntryState.RECEIVED;
-  }
-  while (nextToConfirm != nextToSend && entry(nextToConfirm).state == EntryState.RECEIVED) nextToConfirm += 1;
-  return nextToConfirm != before;
-}
-
-/** A server that refuses a write or a flush is left alone for a back-off, then everything is sent to it again in order. */
-function refused(state: NbdState): bool {
-  if (state == NbdState.FAILED) nbdRestart(NbdError.REQUEST_REFUSED);
-  return false;
-}
-
-function closeEpochWhenDue(): void {
-  if (flushState != FlushState.NONE) return;
-  if (oldestAgeMs() >= settings.epochAgeMs || statistics.lagBytes >= settings.epochSizeBytes) closeEpoch(commandEnd);
+  closeAtHead();
 }
 
 function commit(): bool {
-  if (flushState == FlushState.WAITING && <i32>(nextToConfirm - epochEnd) >= 0) {
+  if (!nbdUp()) return false;
+  if (flushState == FlushState.WAITING && senderSequence() == epochEnd && senderConfirmed() == epochEnd) {
     if (MUTANT == Mutant.NEVER_COMMIT) {
       release();
       return true;
     }
-    flushRequest = nbdFlush();
+    flushRequest = nbdFlush(0);
     if (flushRequest < 0) return false;
     flushState = FlushState.SENT;
     return true;
   }
   if (flushState != FlushState.SENT) return false;
   const state = nbdState(flushRequest);
-  if (state == NbdState.PENDING) {
-    if (MUTANT == Mutant.RELEASE_BEFORE_COMMIT) releaseEarly();
-    return false;
-  }
-  if (state != NbdState.DONE) return refused(state);
+  if (state == NbdState.PENDING) return false;
+  if (state == NbdState.FAILED) nbdRestart(NbdError.REQUEST_REFUSED);
+  if (state != NbdState.DONE) return false;
   nbdRelease(flushRequest);
   flushRequest = -1;
   release();
   return true;
 }
 
-/** For mutants alone. */
-function reorder(): void {
-  const first = changetype<usize>(entry(head));
-  const second = changetype<usize>(entry(head + 1));
-  for (let i: usize = 0; i < ENTRY_SIZE; i += 4) {
-    const word = load<u32>(first + i);
-    store<u32>(first + i, load<u32>(second + i));
-    store<u32>(second + i, word);
-  }
-}
-
-/** For mutants alone: the epoch counts as committed while its flush is on the way. */
-function releaseEarly(): void {
-  if (epochEnd == head) return;
-  for (let number = head; number != epochEnd; number++) statistics.lagBytes -= entry(number).count * SECTOR_SIZE;
-  head = epochEnd;
-}
-
 /** The closed epoch is a generation on the server now. */
 function release(): void {
-  for (let number = head; number != epochEnd; number++) {
-    statistics.lagBytes -= entry(number).count * SECTOR_SIZE;
-    if (MUTANT == Mutant.LAG_TOO_SMALL) statistics.lagBytes += SECTOR_SIZE;
+  let sectors: u64 = 0;
+  while (headSequence < epochEnd) {
+    headRow = settled(headRow);
+    if (needsServer(headRow)) {
+      dirtyRecords -= 1;
+      sectors += rowKey(headRow);
+      for (let row = headRow + 1; isData(row); row++) commitRow(row);
+    }
+    headRow = rowAfter(headRow);
+    headSequence += 1;
   }
-  head = epochEnd;
-  flushState = FlushState.NONE;
+  statistics.lagBytes -= min(sectors * SECTOR_SIZE, statistics.lagBytes);
   statistics.epochsCommitted += 1;
+  flushState = FlushState.NONE;
+  logSetCommitted(epochEnd - 1);
+  committedMs = clock_ms();
+  full = false;
+  skipClean();
+}
+
+function commitRow(row: u32): void {
+  if (rowDirty(row) == 0) return;
+  if (rowIs(row, ROW_LIVE)) statistics.storeBlocksDirty -= 1;
+  storeSetCommitted(row);
+}
+
+/** Nothing is dirty: everything is committed, FILL and MARK records as well. */
+function catchUp(): void {
+  headSequence = logNextSequence();
+  headRow = logHeadRow();
+  logSetNeeded(headSequence);
+  senderReset(headSequence, headRow);
+}
+
+/** Moves the head over records that the server does not need. */
+function skipClean(): void {
+  while (headSequence < logNextSequence()) {
+    headRow = settled(headRow);
+    if (needsServer(headRow)) {
+      if (rowValid(headRow) == RecordKind.WRITE) statistics.lagSinceMs = rowChecksum(headRow);
+      break;
+    }
+    headRow = rowAfter(headRow);
+    headSequence += 1;
+  }
+  if (headSequence == logNextSequence()) headRow = logHeadRow();
+  if (headSequence > logNeeded()) logSetNeeded(headSequence);
+  senderReset(headSequence, headRow);
+}
+
+function needsServer(row: u32): bool {
+  if (rowIs(row, ROW_VOID)) return false;
+  if (rowValid(row) != RecordKind.WRITE && (rowDirty(row) & RECORD_DIRTY) == 0) return false;
+  if (isData(row + 1)) {
+    for (let data = row + 1; isData(data); data++) {
+      if (rowDirty(data) != 0) return true;
+    }
+    return false;
+  }
+  // A command that was cut off ends with an empty record.
+  return true;
+}
+
+/** The row of the header that is at `row`, or at the start of the next segment if this one holds no more. */
+function settled(row: u32): u32 {
+  if (row % SEGMENT_BLOCKS < SEGMENT_RECORD_BLOCKS && !rowUnused(row)) return row;
+  return nextSegmentRow(row);
+}
+
+function rowAfter(header: u32): u32 {
+  let row = header + 1;
+  while (isData(row)) row += 1;
+  return row;
+}
+
+function isData(row: u32): bool {
+  return row % SEGMENT_BLOCKS < SEGMENT_RECORD_BLOCKS && !rowUnused(row) && !rowIs(row, ROW_HEADER);
+}
+
+/** Says on the store what is committed, so that a power-on does not send it again. */
+function sayCommitted(): bool {
+  if (!logCommitUnsaid() || commandOpen || clock_ms() - committedMs < MARK_DELAY_MS) return false;
+  if (!recordBegin(0, SEGMENTS_RESERVED)) return false;
+  recordFinish(RecordKind.MARK, 0, 0);
+  return true;
+}
+
+// A full log
+
+/** Merges uncommitted blocks, newest copies only, when nothing else makes room. */
+function mergeWhenFull(): bool {
+  if (!full) holdSending = false;
+  if (mergeActive() || !full || commandOpen || flushState == FlushState.SENT) return false;
+  if (logFreeSegments() > SEGMENTS_RESERVED || tailIsCommitted()) return false;
+  const waited = clock_ms() - max(fullSinceMs, committedMs);
+  if (nbdUp() && waited < MERGE_PATIENCE_MS) return false;
+  if (!mergeWorthwhile()) return false;
+  // Nothing may be on its way out of the segment that goes.
+  if (!senderIdle()) {
+    if (!holdSending) senderReset(headSequence, headRow);
+    holdSending = true;
+    return false;
+  }
+  // One epoch from now on, to its end: what is moved belongs to both ends of it.
+  if (flushState == FlushState.WAITING) epochFloor = max(epochFloor, epochEnd);
+  flushState = FlushState.NONE;
+  closeWanted = true;
+  holdSending = false;
+  mergeStart();
+  merging = true;
+  return true;
+}
+
+let merging: bool = false;
+/** Nothing is sent until what is on its way has ended. */
+let holdSending: bool = false;
+
+function tailIsCommitted(): bool {
+  return firstRecord(logTailSegment() + 1) <= logNeeded();
+}
+
+function mergeWorthwhile(): bool {
+  const rows = <u64>tableRows();
+  return <u64>statistics.storeBlocksDirty * 100 < rows * (100 - MERGE_GAIN_MIN);
+}
+
+/** Takes note of a merge that has ended. */
+function afterMerge(): bool {
+  if (!merging || mergeActive()) return false;
+  merging = false;
+  // What was dropped was outdated by something anywhere in the log: it is all one epoch.
+  if (MUTANT != Mutant.FORGET_MERGE_RULE) epochFloor = logNextSequence();
+  recountDirtyRecords();
+  return true;
+}
+
+/** The oldest record is another one now. */
+function recountDirtyRecords(): void {
+  headSequence = firstRecord(logTailSegment());
+  headRow = segmentPlace(logTailSegment()) * SEGMENT_BLOCKS;
+  dirtyRecords = 0;
+  let sequence = headSequence;
+  let row = headRow;
+  while (sequence < logNextSequence()) {
+    row = settled(row);
+    if (needsServer(row)) dirtyRecords += 1;
+    row = rowAfter(row);
+    sequence += 1;
+  }
+  const since = statistics.lagSinceMs;
+  skipClean();
+  // Older than the oldest record that is left.
+  statistics.lagSinceMs = since;
 }
 
 function updateLag(): void {
-  statistics.lagEpochs = head == tail ? 0 : flushState != FlushState.NONE && epochEnd != tail ? 2 : 1;
-  if (head != tail) statistics.lagSinceMs = entry(MUTANT == Mutant.LAG_TOO_YOUNG ? tail - 1 : head).writtenMs;
+  statistics.lagEpochs = dirtyRecords == 0 ? 0 : flushState != FlushState.NONE && epochEnd != logNextSequence() ? 2 : 1;
+  if (dirtyRecords == 0) statistics.lagBytes = 0;
 }

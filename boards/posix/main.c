@@ -1,7 +1,7 @@
 // The card as a Linux program: board.h over files, signals and sockets.
 //
 //   ribbon-card --firmware FILE [--firmware FILE] --settings FILE --paths FILE --memory FILE --memory-size BYTES
-//               --doorbell SOCKET --crash FILE [--engine auto|wasm3|aot] [--keys FILE]
+//               --doorbell SOCKET --crash FILE [--store FILE] [--engine auto|wasm3|aot] [--keys FILE]
 //   ribbon-card --check FILE...      says of each firmware whether this runtime would load it, and why not
 //
 // A firmware is a wasm module; with --keys it is a package (SPEC.md "Firmware package") that one of the keys in that file has
@@ -293,13 +293,14 @@ static int check_firmwares(int count, char **names) {
 }
 
 static void parse_options(int count, char **arguments) {
-  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE, KEYS, CHECK };
+  enum { FIRMWARE = 1, SETTINGS, PATHS, MEMORY, MEMORY_SIZE, DOORBELL, CRASH, ENGINE, STORE, KEYS, CHECK };
   static const struct option OPTIONS[] = {
       {"firmware", required_argument, NULL, FIRMWARE}, {"settings", required_argument, NULL, SETTINGS},
       {"paths", required_argument, NULL, PATHS},       {"memory", required_argument, NULL, MEMORY},
       {"doorbell", required_argument, NULL, DOORBELL}, {"memory-size", required_argument, NULL, MEMORY_SIZE},
       {"crash", required_argument, NULL, CRASH},       {"engine", required_argument, NULL, ENGINE},
-      {"keys", required_argument, NULL, KEYS},         {"check", no_argument, NULL, CHECK},
+      {"store", required_argument, NULL, STORE},       {"keys", required_argument, NULL, KEYS},
+      {"check", no_argument, NULL, CHECK},
       {0},
   };
   const char *doorbell = NULL, *keys = NULL;
@@ -312,6 +313,7 @@ static void parse_options(int count, char **arguments) {
       case MEMORY_SIZE: card.memory_length = strtoul(optarg, NULL, 10); break;
       case DOORBELL: doorbell = optarg; break;
       case CRASH: card.crash_file = open(optarg, O_RDWR | O_CREAT | O_CLOEXEC, 0600); break;
+      case STORE: store_file_open(optarg); break;
       case ENGINE: card.engine = parse_engine(optarg); break;
       case KEYS: keys = optarg; break;
       case CHECK: exit(check_firmwares(count - optind, arguments + optind) == 0 ? 0 : 1);
@@ -363,6 +365,7 @@ int main(int count, char **arguments) {
   set_signals();
   runtime_run(card.engine);
   doorbell_close();
+  store_file_close();
   for (unsigned i = 0; i < card.firmware_count; i++) free(card.firmware_files[i]);
   free(card.settings);
   return 0;

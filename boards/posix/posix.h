@@ -17,6 +17,10 @@ void doorbell_send(unsigned char byte);
 unsigned doorbell_poll_fill(struct pollfd *target);
 unsigned doorbell_poll_done(const struct pollfd *polled, unsigned count);
 
+/// Opens the device behind store.h; before this there is none.
+void store_file_open(const char *name);
+void store_file_close(void);
+
 /// Ends the process with a message: an error at start-up that the caller has to put right.
 _Noreturn void posix_fail(const char *what, const char *name);
 

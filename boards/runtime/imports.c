@@ -9,6 +9,7 @@
 #include "board.h"
 #include "engine.h"
 #include "net.h"
+#include "store.h"
 
 // Clock
 
@@ -53,6 +54,22 @@ uint32_t import_net_send(uint32_t stream, uint32_t source, uint32_t length) {
   return net_send(stream, engine_bytes(source, length), length);
 }
 
+// Local store
+
+uint32_t import_store_size(void) { return store_size(); }
+
+void import_store_read(uint32_t tag, uint32_t block, uint32_t count, uint32_t target) {
+  store_start(STORE_READ, tag, block, count, target);
+}
+
+void import_store_write(uint32_t tag, uint32_t block, uint32_t count, uint32_t source) {
+  store_start(STORE_WRITE, tag, block, count, source);
+}
+
+void import_store_flush(uint32_t tag) { store_start(STORE_FLUSH, tag, 0, 0, 0); }
+void import_store_trim(uint32_t tag, uint32_t block, uint32_t count) { store_start(STORE_TRIM, tag, block, count, 0); }
+uint32_t import_store_completed(void) { return store_completed(); }
+
 // Accelerators
 
 uint32_t import_crc32c(uint32_t seed, uint32_t source, uint32_t length) {
@@ -80,4 +97,16 @@ void import_abort(uint32_t message, uint32_t file, uint32_t line, uint32_t colum
   if (at + 4 < sizeof text) at += (size_t)snprintf(text + at, sizeof text - at, " in ");
   append_string(text, sizeof text, &at, file);
   engine_trap(TRAP_ABORT, line, column, text);
+}
+
+void import_sha256(uint32_t source, uint32_t length, uint32_t target) {
+  sha256(engine_bytes(source, length), length, engine_bytes(target, 32));
+}
+
+uint32_t import_deflate(uint32_t source, uint32_t length, uint32_t target, uint32_t capacity) {
+  return deflate_bytes(engine_bytes(source, length), length, engine_bytes(target, capacity), capacity);
+}
+
+uint32_t import_inflate(uint32_t source, uint32_t length, uint32_t target, uint32_t capacity) {
+  return inflate_bytes(engine_bytes(source, length), length, engine_bytes(target, capacity), capacity);
 }

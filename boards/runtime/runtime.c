@@ -17,6 +17,7 @@
 #include "crash.h"
 #include "front_end.h"
 #include "net.h"
+#include "store.h"
 
 enum {
   /// This many traps, each within TRAP_WINDOW_MS of its start, and the image is given up.
@@ -76,7 +77,7 @@ static bool run(volatile struct front_end_block *block, struct trap *trap) {
     net_poll();
     if (!engine_step(&timeout_ms, trap)) return false;
     if (front_end_resume_step(block)) continue;
-    if (board_wait(timeout_ms) & EVENT_STOP) return true;
+    if (board_wait(store_pending() ? 0 : timeout_ms) & EVENT_STOP) return true;
   }
 }
 
@@ -117,6 +118,7 @@ static bool run_image(enum engine_choice choice, const uint8_t *wasm, size_t len
     record_trap(image, &trap);
     engine_unload();
     net_close_all();
+    store_abandon(); // before the linear memory is cleared: a DMA engine may still be filling it
     if (trap.kind == TRAP_REFUSED || trap.kind == TRAP_INIT) return false; // it would only do the same again
     traps = board_clock_ms() - started_ms > TRAP_WINDOW_MS ? 1 : traps + 1;
   }
@@ -138,4 +140,5 @@ void runtime_run(enum engine_choice choice) {
   }
   engine_unload();
   net_close_all();
+  store_abandon();
 }

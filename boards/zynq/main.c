@@ -18,6 +18,7 @@
 #include "registers.h"
 #include "runtime.h"
 #include "shared_memory.h"
+#include "store_sd.h"
 #include "timer.h"
 #include "transport_lwip.h"
 #include "uart.h"
@@ -133,14 +134,17 @@ unsigned board_wait(uint32_t timeout_ms) {
     watchdog_feed();
     unsigned events = network_poll() ? EVENT_NETWORK : 0;
     if (doorbell_take()) events |= EVENT_FRONT_END;
+    if (store_sd_poll()) events |= EVENT_STORE;
     const uint32_t waited_ms = timer_ms() - start_ms;
     if (events != 0 || waited_ms >= timeout_ms) return events;
     const uint32_t left_ms = timeout_ms == UINT32_MAX ? UINT32_MAX : timeout_ms - waited_ms;
     const uint32_t network_ms = network_timeout_ms();
+    const uint32_t store_ms = store_sd_timeout_ms();
+    const uint32_t drivers_ms = network_ms < store_ms ? network_ms : store_ms;
     // With interrupts masked WFI still ends at one: none can slip in between the look and the sleep [V7 B1.8.14].
     irq_mask();
-    if (!doorbell_pending() && !ethernet_pending()) {
-      timer_wake_in(left_ms < network_ms ? left_ms : network_ms);
+    if (!doorbell_pending() && !ethernet_pending() && !store_sd_interrupted()) {
+      timer_wake_in(left_ms < drivers_ms ? left_ms : drivers_ms);
       head->busy_ticks += (uint32_t)timer_ticks() - awake_since;
       __asm__ volatile("dsb; wfi" ::: "memory");
       awake_since = (uint32_t)timer_ticks();
@@ -251,6 +255,7 @@ int main(void) {
   irq_unmask();
   runtime_log(LOG_INFO, "board: %s", BOARD_NAME);
   flash_init();
+  store_sd_init();
   mbedtls_ctr_drbg_init(&random_generator);
   if (mbedtls_ctr_drbg_seed(&random_generator, gather, NULL, NULL, 0) != 0) native_panic("no random numbers");
   read_paths();

@@ -5,11 +5,16 @@
 
 import { Failure } from '../failure.js';
 import { FrontEnd } from '../front-end/front-end.js';
+import { acceleratorImports } from './accelerators.js';
 import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
 import { crc32c } from './crc32c.js';
 import type { NetworkPath } from './network.js';
-import { type CardSettings, encodeSettings } from './settings.js';
+import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint, type CardSettings, encodeSettings } from './settings.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
+import { type BlockStore, DEFAULT_STORE_SIZE, type StoreDevice, storeDevice, storeImports } from './store.js';
+import { FileStore } from './store-file.js';
+import { MemoryStore } from './store-memory.js';
+import { STORE_REFUSALS } from './store-refusals.js';
 import { type CardNetwork, REAL_WORLD, type World } from './world.js';
 
 const FRONT_END_OFFSET = 0x1000;
@@ -28,6 +33,10 @@ export interface InProcessCardOptions {
   /** Linear memory in bytes, a multiple of 64 KiB. */
   memorySize?: number;
   deviceNumber?: 0 | 1;
+  /** The local store; memory of DEFAULT_STORE_SIZE when absent. The card does not close it. */
+  store?: BlockStore | StoreDevice;
+  /** Instead: a local store in this file, made if it does not exist, closed when the card is stopped. */
+  storeFile?: string;
   /** Time, chance and network, if not the real ones. */
   world?: World;
 }
@@ -35,6 +44,7 @@ export interface InProcessCardOptions {
 interface FirmwareExports {
   init(): number;
   step(): number;
+  set_acknowledgement_point(point: number): number;
 }
 
 export class InProcessCard implements Card {
@@ -46,6 +56,8 @@ export class InProcessCard implements Card {
   readonly #network: CardNetwork;
   readonly #world: World;
   readonly #record: Uint8Array;
+  readonly #store: StoreDevice;
+  #file: FileStore | null = null;
   readonly #firmware: FirmwareExports;
   readonly #settings: CardSettings;
   readonly #path: NetworkPath;
@@ -68,6 +80,10 @@ export class InProcessCard implements Card {
     this.#memory = new WebAssembly.Memory({ initial: size / PAGE_SIZE, maximum: size / PAGE_SIZE });
     this.#bytes = new Uint8Array(this.#memory.buffer);
     this.#world = options.world ?? REAL_WORLD;
+    if (options.storeFile !== undefined) this.#file = new FileStore(options.storeFile, DEFAULT_STORE_SIZE);
+    const store = options.store ?? this.#file ?? new MemoryStore(DEFAULT_STORE_SIZE);
+    this.#store =
+      'start' in store ? store : storeDevice(store, (message) => this.onLog('warning', `local store: ${message}`));
     this.#network = this.#world.network([options.path]);
     this.#network.onChange = () => this.#step();
     this.#network.onError = (message) => this.onLog('warning', `network: ${message}`);
@@ -85,8 +101,9 @@ export class InProcessCard implements Card {
     this.#step();
     await this.#until(() => this.#started(), START_TIMEOUT_MS);
     if (this.statistics().sectors > 0) return;
-    const { linkState } = this.statistics();
+    const { linkState, storeState, storeError } = this.statistics();
     await this.stop(0);
+    if (storeState === 'refused') throw new Failure(STORE_REFUSALS[storeError ?? 'device']);
     const where =
       'path' in this.#path.address ? this.#path.address.path : `${this.#path.address.host}:${this.#path.address.port}`;
     if (linkState === 'refused') {
@@ -101,9 +118,7 @@ export class InProcessCard implements Card {
   async stop(timeoutMs = 10_000): Promise<number> {
     if (this.#running) await this.#until(() => this.statistics().lagBytes === 0, timeoutMs);
     const left = this.#running ? this.statistics().lagBytes : 0;
-    this.#running = false;
-    this.#cancelTimer?.();
-    this.#network.closeAll();
+    this.cut();
     return left;
   }
 
@@ -112,9 +127,25 @@ export class InProcessCard implements Card {
     return decodeStatistics(record, this.#world.clockMs());
   }
 
+  /** Switches the acknowledgement point while the card runs. */
+  setAcknowledgementPoint(point: AcknowledgementPoint): void {
+    this.#firmware.set_acknowledgement_point(ACKNOWLEDGEMENT_POINTS.indexOf(point));
+    this.#step();
+  }
+
+  /** Power cut: nothing is finished, nothing is sent any more. */
+  cut(): void {
+    this.#running = false;
+    this.#cancelTimer?.();
+    this.#network.closeAll();
+    this.#file?.close();
+    this.#file = null;
+  }
+
   #started(): boolean {
-    const { sectors, linkState } = this.statistics();
-    return sectors > 0 || linkState === 'refused' || linkState === 'up';
+    const { sectors, linkState, storeState } = this.statistics();
+    if (storeState === 'starting') return false;
+    return sectors > 0 || storeState === 'refused' || linkState === 'refused' || linkState === 'up';
   }
 
   /** Resolves when `condition` holds after a step, or at the time-out. */
@@ -215,8 +246,14 @@ export class InProcessCard implements Card {
           network.receive(stream, this.#view(target >>> 0, capacity >>> 0)),
         net_send: (stream: number, source: number, length: number) =>
           network.send(stream, this.#view(source >>> 0, length >>> 0)),
+        ...storeImports(
+          this.#store,
+          (address, length) => this.#view(address, length),
+          () => this.#step(),
+        ),
         crc32c: (seed: number, source: number, length: number) =>
           crc32c(this.#view(source >>> 0, length >>> 0), seed >>> 0),
+        ...acceleratorImports((address, length) => this.#view(address >>> 0, length >>> 0)),
       },
     };
   }

@@ -44,6 +44,7 @@ export class PosixCard extends RemoteCard {
         ...['--firmware', options.firmware, '--settings', file('settings'), '--paths', file('paths')],
         ...['--memory', file('memory'), '--memory-size', String(size), '--doorbell', file('doorbell')],
         ...['--crash', options.crashFile ?? file('crash'), '--engine', options.engine ?? 'auto'],
+        ...['--store', this.storeFile()],
       ],
       memoryFile: file('memory'),
       headOffset: 0,

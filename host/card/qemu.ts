@@ -2,7 +2,7 @@
 // second UART the doorbell (SPEC.md "Doorbells").
 
 import { randomBytes } from 'node:crypto';
-import { existsSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import { join } from 'node:path';
 import { Failure } from '../failure.js';
@@ -20,15 +20,12 @@ export const QEMU_DDR_MEGABYTES = 64;
 const START_TIMEOUT_MS = 60_000;
 /** What QEMU's user network calls the machine that it runs on. */
 const GATEWAYS = ['10.0.2.2', '10.0.3.2'];
-const SD_SIZE = 64 << 20;
 
 export interface QemuCardOptions extends RemoteCardOptions {
   /** The runtime, as `npm run build:board` makes it: build/boards/ribbon-card-qemu.elf. */
   program: string;
   /** A second firmware image, tried when the first one cannot run. */
   fallbackFirmware?: string;
-  /** The SD card's image; kept when the card is switched off. Without it the card has an empty one of its own. */
-  sdImage?: string;
   /** Further lines of SPEC.md "Network paths": how the Ethernet ports get their addresses. */
   interfaces?: string[];
   /** Further arguments of QEMU: for tests. */
@@ -60,6 +57,16 @@ export class QemuCard extends RemoteCard {
     await qmp(this.#qmpSocket, 'set_link', { name: `n${port}`, up });
   }
 
+  /** Pulls the SD card out. */
+  async removeStore(): Promise<void> {
+    await qmp(this.#qmpSocket, 'eject', { device: 'card0', force: true });
+  }
+
+  /** Puts the SD card back, or another one in: a file whose size is a power of two. */
+  async insertStore(file = this.storeFile()): Promise<void> {
+    await qmp(this.#qmpSocket, 'blockdev-change-medium', { device: 'card0', filename: file, format: 'raw' });
+  }
+
   protected override async prepare(): Promise<Launch> {
     const options = this.#options;
     const file = (name: string): string => join(this.folder, name);
@@ -68,11 +75,7 @@ export class QemuCard extends RemoteCard {
       options.prepareFlash?.(flash);
       writeFileSync(file('flash'), flash, { mode: 0o600 });
     }
-    const sd = options.sdImage ?? file('sd');
-    if (!existsSync(sd)) {
-      writeFileSync(sd, '');
-      truncateSync(sd, SD_SIZE);
-    }
+    const sd = this.storeFile();
     const size = statSync(sd).size;
     if (size === 0 || (size & (size - 1)) !== 0) {
       throw new Failure(`the SD card image ${sd} has ${size} bytes; it must be a power of two`);

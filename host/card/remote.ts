@@ -3,7 +3,17 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { lookup } from 'node:dns/promises';
-import { closeSync, mkdtempSync, openSync, readSync, rmSync, statSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,6 +24,8 @@ import { FrontEndLink, readSharedMemoryHead, type SharedMemoryHead } from './fro
 import type { NetworkPath } from './network.js';
 import type { CardSettings } from './settings.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
+import { DEFAULT_STORE_SIZE } from './store.js';
+import { STORE_REFUSALS } from './store-refusals.js';
 
 const DOORBELL_RING = 1;
 const DOORBELL_STARTED = 2;
@@ -31,6 +43,9 @@ export interface RemoteCardOptions {
   path: NetworkPath;
   deviceNumber?: 0 | 1;
   engine?: 'auto' | 'wasm3' | 'aot';
+  /** The local store's file, kept when the card is switched off; made if it does not exist. Without it the card has an empty
+   * one of its own, which goes with the card. In QEMU it is the SD card's image: its size is a power of two. */
+  storeFile?: string;
 }
 
 /** How to start a card's process, and where the memory is that it shares. */
@@ -81,6 +96,19 @@ export abstract class RemoteCard implements Card {
 
   /** Writes what the process needs into `folder`. */
   protected abstract prepare(): Promise<Launch>;
+
+  /** The file of the local store, there from now on. */
+  protected storeFile(): string {
+    const name = this.#options.storeFile ?? join(this.folder, 'store');
+    if (existsSync(name)) return name;
+    try {
+      writeFileSync(name, '', { mode: 0o600 });
+      truncateSync(name, DEFAULT_STORE_SIZE);
+    } catch (error) {
+      throw new Failure(`cannot make the local store ${name}: ${(error as Error).message}`);
+    }
+    return name;
+  }
 
   /** A line of the process's output that is not a log line. */
   protected onOutput(line: string): void {
@@ -187,9 +215,9 @@ export abstract class RemoteCard implements Card {
 
   #isReady(): boolean {
     const statistics = this.#tryStatistics();
-    if (statistics === null) return false;
-    const { sectors, linkState } = statistics;
-    if (sectors > 0 || linkState === 'refused') return true;
+    if (statistics === null || statistics.storeState === 'starting') return false;
+    const { sectors, linkState, storeState } = statistics;
+    if (sectors > 0 || storeState === 'refused' || linkState === 'refused') return true;
     // The card may be between the two: an image without a sector is one that stays without.
     if (linkState !== 'up') this.#upSince = 0;
     else if (this.#upSince === 0) this.#upSince = Date.now();
@@ -202,7 +230,9 @@ export abstract class RemoteCard implements Card {
     if (this.#process === null) return new Failure("the card's process has ended (see the log above)");
     if (what !== '') return new Failure(`${what} within ${(this.#launch?.startTimeoutMs ?? 0) / 1000} s`);
     const image = this.#options.settings.exportName;
-    const linkState = this.#tryStatistics()?.linkState;
+    const statistics = this.#tryStatistics();
+    if (statistics?.storeState === 'refused') return new Failure(STORE_REFUSALS[statistics.storeError ?? 'device']);
+    const linkState = statistics?.linkState;
     if (linkState === 'refused')
       return new Failure(`the image server at ${where} refuses the image "${image}" (see the log above)`);
     if (linkState === 'up') return new Failure(`the image "${image}" is smaller than one sector`);

@@ -1,12 +1,31 @@
 // Reads the statistics record out of a card's memory (SPEC.md "Statistics").
 
+import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint } from './settings.js';
+
 export const STATISTICS_OFFSET = 0x3000;
-export const STATISTICS_SIZE = 128;
+export const STATISTICS_SIZE = 208;
 const MAGIC = 0x53534252; // "RBSS"
-const VERSION = 1;
+const VERSION = 2;
 
 export const LINK_STATES = ['down', 'connecting', 'negotiating', 'up', 'refused'] as const;
 export type LinkState = (typeof LINK_STATES)[number];
+
+export const STORE_STATES = ['starting', 'ready', 'refused', 'failed'] as const;
+export type StoreState = (typeof STORE_STATES)[number];
+
+/** The firmware's StoreError, from 1 on. */
+export const STORE_ERRORS = [
+  'too-small',
+  'foreign',
+  'damaged',
+  'newer',
+  'shrunk',
+  'memory',
+  'other-image',
+  'log-damaged',
+  'device',
+] as const;
+export type StoreError = (typeof STORE_ERRORS)[number];
 
 export interface CardStatistics {
   linkState: LinkState;
@@ -30,6 +49,22 @@ export interface CardStatistics {
   eventsIgnored: number;
   protocolErrors: number;
   resets: number;
+  storeState: StoreState;
+  /** Why the local store is refused, null when it is not. */
+  storeError: StoreError | null;
+  /** Blocks of the log, image blocks that it holds, and those of them that the server does not have. */
+  storeBlocks: number;
+  storeBlocksUsed: number;
+  storeBlocksDirty: number;
+  storeSegmentsFree: number;
+  storeBlocksRead: number;
+  storeBlocksWritten: number;
+  storeFlushes: number;
+  storeBlocksBad: number;
+  writesStalled: number;
+  writesFailed: number;
+  acknowledgementPoint: AcknowledgementPoint;
+  merges: number;
 }
 
 /** `nowMs` is the card's clock_ms(). */
@@ -61,5 +96,19 @@ export function decodeStatistics(record: Uint8Array, nowMs: number): CardStatist
     eventsIgnored: u32(116),
     protocolErrors: u32(120),
     resets: u32(124),
+    storeState: STORE_STATES[u32(128)] ?? 'starting',
+    storeError: STORE_ERRORS[u32(132) - 1] ?? null,
+    storeBlocks: u32(136),
+    storeBlocksUsed: u32(140),
+    storeBlocksDirty: u32(144),
+    storeSegmentsFree: u32(148),
+    storeBlocksRead: u64(152),
+    storeBlocksWritten: u64(160),
+    storeFlushes: u64(168),
+    storeBlocksBad: u64(176),
+    writesStalled: u32(184),
+    writesFailed: u32(188),
+    acknowledgementPoint: ACKNOWLEDGEMENT_POINTS[u32(192)] ?? 'stored',
+    merges: u32(196),
   };
 }

@@ -1,6 +1,8 @@
 // `ribbon sim`: a PC on a card on an image server, in one command.
 
+import { dirname, join } from 'node:path';
 import { type Command, Option } from 'commander';
+import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint } from '../card/settings.js';
 import { Failure } from '../failure.js';
 import { parseListen } from '../server/listen.js';
 import type { SimOptions } from '../sim/options.js';
@@ -21,6 +23,8 @@ interface Options {
   image?: string;
   store: string;
   server?: string;
+  localStores?: string;
+  ack?: AcknowledgementPoint;
   ports?: string;
   listen?: string;
   run?: string;
@@ -58,6 +62,16 @@ export function register(program: Command): void {
     .option('--image <name>', `the master image in the store (default: "${DEMO_IMAGE}", built at first)`)
     .option('--store <folder>', 'the image store', DEFAULT_STORE)
     .option('--server <address>', 'another NBD server instead of a store: tcp:HOST:PORT or unix:PATH')
+    .option(
+      '--local-stores <folder>',
+      "where the cards' local stores are kept (default: beside the store; not with --server)",
+    )
+    .addOption(
+      new Option(
+        '--ack <point>',
+        'when a write is done (default: stored; without a local store remote-received)',
+      ).choices(ACKNOWLEDGEMENT_POINTS),
+    )
     .option('--run <command>', "run a command in the PC's shell, print what it prints, exit with its status")
     .option('--memory <size>', "the PC's memory", DEFAULT_PC_MEMORY)
     .option('--card-memory <size>', "the card's memory: its cache is most of it", DEFAULT_CARD_MEMORY)
@@ -112,6 +126,8 @@ function checkOptions(options: Options): SimOptions {
     pcMemorySize: parseMemory('--memory', options.memory, 1 << 20),
     store: options.store,
     server: options.server === undefined ? null : parseServer(options.server),
+    localStores: options.localStores ?? (options.server === undefined ? join(dirname(options.store), 'cards') : null),
+    acknowledgementPoint: options.ack ?? null,
     ports: options.ports === undefined ? null : parsePorts(options.ports),
     listen: options.listen === undefined ? null : parseListen(options.listen),
     run: options.run ?? null,

@@ -107,12 +107,12 @@ async function modules() {
 }
 
 function describe(summary: RunSummary): string {
-  const { seed, simulatedUs, commands, errors, generations, connections, powerCuts, writesLost } = summary;
+  const { seed, simulatedUs, commands, errors, generations, connections, powerCuts, writesAtRisk } = summary;
   const faults = summary.faults.map(([kind, count]) => `${count} ${kind}`).join(', ') || 'none';
   return (
     `seed ${seed}: ${(simulatedUs / 1e6).toFixed(0)} s simulated in ${summary.realMs.toFixed(0)} ms; ${commands} commands, ` +
     `${errors} errors, longest ${(summary.longestUs / 1e6).toFixed(1)} s; ${generations} generations, ${connections} connections; ` +
-    `${powerCuts} power cuts, ${writesLost} unflushed writes lost by them; faults: ${faults}; ` +
+    `${powerCuts} power cuts, ${writesAtRisk} writes at risk by them; faults: ${faults}; ` +
     `digest ${summary.digest.toString(16).padStart(8, '0')}`
   );
 }
@@ -139,7 +139,7 @@ interface Totals {
   generations: number;
   sectorsChecked: number;
   powerCuts: number;
-  writesLost: number;
+  writesAtRisk: number;
   longestUs: number;
   faults: Map<string, number>;
 }
@@ -237,7 +237,7 @@ function newTotals(): Totals {
     generations: 0,
     sectorsChecked: 0,
     powerCuts: 0,
-    writesLost: 0,
+    writesAtRisk: 0,
     longestUs: 0,
     faults: new Map(),
   };
@@ -251,7 +251,7 @@ function add(totals: Totals, summary: RunSummary): void {
   totals.generations += summary.generations;
   totals.sectorsChecked += summary.sectorsChecked;
   totals.powerCuts += summary.powerCuts;
-  totals.writesLost += summary.writesLost;
+  totals.writesAtRisk += summary.writesAtRisk;
   totals.longestUs = Math.max(totals.longestUs, summary.longestUs);
   for (const [kind, count] of summary.faults) totals.faults.set(kind, (totals.faults.get(kind) ?? 0) + count);
 }
@@ -265,7 +265,7 @@ function describeTotals(totals: Totals, realMs: number, processorMs: number): st
       `${((totals.runs * 1000) / processorMs).toFixed(1)} seeds, ${(totals.simulatedUs / 1000 / processorMs).toFixed(0)} times real time`,
     `  ${totals.commands} commands, ${totals.errors} errors, the longest command ${(totals.longestUs / 1e6).toFixed(1)} s`,
     `  ${totals.generations} generations and ${totals.sectorsChecked} sectors read checked`,
-    `  faults: ${faults.join(', ') || 'none'}; ${totals.writesLost} unflushed writes lost by ${totals.powerCuts} power cuts`,
+    `  faults: ${faults.join(', ') || 'none'}; ${totals.writesAtRisk} writes at risk by ${totals.powerCuts} power cuts`,
   ].join('\n');
 }
 

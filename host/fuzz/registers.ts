@@ -101,7 +101,12 @@ class CableLife {
     const server = new FaultyDisks(new Map(this.#disks.map((disk, index) => [`disk${index}`, disk])));
     this.#world = new SimulatedWorld({ seed, exports: server, latencyMs: random.pick([0, 0, 1, 20]) });
     this.#cards = numbers.map((deviceNumber, index) => {
-      const settings = { ...DEFAULT_SETTINGS, ...SETTINGS, exportName: `disk${index}` };
+      const settings = {
+        ...DEFAULT_SETTINGS,
+        acknowledgementPoint: 'remote-received' as const,
+        ...SETTINGS,
+        exportName: `disk${index}`,
+      };
       const path = { address: { path: 'simulated' } };
       const card = new InProcessCard({
         firmware,

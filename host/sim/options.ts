@@ -1,6 +1,7 @@
 // What `ribbon sim` has been asked for, checked.
 
 import type { NetworkPath } from '../card/network.js';
+import type { AcknowledgementPoint } from '../card/settings.js';
 import type { ListenAddress } from '../server/listen.js';
 import type { CardKind, Engine } from './simulation.js';
 
@@ -15,6 +16,9 @@ export interface SimOptions {
   cardMemorySize: number;
   pcMemorySize: number;
   store: string;
+  /** Where the cards' local stores are kept; null: nowhere. */
+  localStores: string | null;
+  acknowledgementPoint: AcknowledgementPoint | null;
   /** Another NBD server instead of the store. */
   server: NetworkPath['address'] | null;
   /** Path of the port socket. */

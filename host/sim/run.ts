@@ -78,6 +78,8 @@ class Run {
         card: this.#options.card,
         engine: this.#options.engine,
         cardMemorySize: this.#options.cardMemorySize,
+        localStores: this.#options.localStores,
+        acknowledgementPoint: this.#options.acknowledgementPoint,
         disks,
         images,
       },

@@ -1,5 +1,6 @@
 // A whole simulated installation but the PC: an image server with its images, and a card for each disk on one cable.
 
+import { mkdirSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -8,7 +9,7 @@ import type { Card, LogLevel } from '../card/card.js';
 import { FIRMWARE_FILE, loadFirmware } from '../card/firmware.js';
 import { InProcessCard } from '../card/in-process.js';
 import type { NetworkPath } from '../card/network.js';
-import { type CardSettings, DEFAULT_SETTINGS } from '../card/settings.js';
+import { type AcknowledgementPoint, type CardSettings, DEFAULT_SETTINGS } from '../card/settings.js';
 import { Failure } from '../failure.js';
 import { Cable } from '../front-end/cable.js';
 import { SimulationServer } from './image-server.js';
@@ -30,6 +31,11 @@ export interface SimulationOptions {
   disks: readonly Disk[];
   /** Where the images are: in our own image server, or on another NBD server. */
   images: ImageSource | NetworkPath['address'];
+  /** The folder of the cards' local stores, one file for each image and device, kept for the next start. Without it a card's
+   * local store goes with the card. */
+  localStores?: string | null;
+  /** When a write is done; without it `stored` on a local store that is kept, else `remote-received`. */
+  acknowledgementPoint?: AcknowledgementPoint | null;
 }
 
 export interface ImageSource {
@@ -56,6 +62,7 @@ interface CardOptions {
   deviceNumber: 0 | 1;
   memorySize: number | undefined;
   engine: Engine;
+  storeFile?: string;
 }
 
 /** What executes the firmware of a card outside of this process; `auto`: compiled code if it fits the firmware, else wasm3. */
@@ -173,8 +180,14 @@ async function startCard(
   address: NetworkPath['address'],
   events: SimulationEvents,
 ): Promise<Card> {
+  const storeFile = localStoreFile(options, disk, deviceNumber);
   const settings: CardSettings = {
     ...DEFAULT_SETTINGS,
+    // What a local store has that goes with the card is not kept: then a write is done when the image server has it, and a
+    // flush when it has committed it.
+    acknowledgementPoint: options.acknowledgementPoint ?? (storeFile === null ? 'remote-received' : 'stored'),
+    // The image may have been changed while the card was off.
+    dropCleanCache: true,
     exportName: disk.exportName,
     serial: disk.serial ?? `RIBBON-000${deviceNumber + 1}`,
     firmware: disk.firmware ?? DEFAULT_SETTINGS.firmware,
@@ -186,12 +199,22 @@ async function startCard(
     deviceNumber,
     memorySize: options.cardMemorySize,
     engine: options.engine ?? 'auto',
+    ...(storeFile === null ? {} : { storeFile }),
   });
   card.onLog = (level, line) => events.onLog(level, `card ${deviceNumber}: ${line}`);
   card.onCrash = (error) =>
     events.onCrash(new Failure(`card ${deviceNumber} has stopped: ${error.stack ?? error.message}`));
   await card.start();
   return card;
+}
+
+/** Null when it is not to be kept: a raw file has no generations that would tell whether it is still what the card knows. */
+function localStoreFile(options: SimulationOptions, disk: Disk, deviceNumber: 0 | 1): string | null {
+  const { localStores, images } = options;
+  if (localStores === undefined || localStores === null) return null;
+  if ('files' in images && disk.exportName in images.files) return null;
+  mkdirSync(localStores, { recursive: true });
+  return path.join(localStores, `device${deviceNumber}-${encodeURIComponent(disk.exportName)}`);
 }
 
 async function stopAll(

@@ -61,6 +61,8 @@ export class FaultyDisk {
   readonly reads = new Gate();
   readonly commits = new Gate();
   commitsDone = 0;
+  /** After each commit that changed anything: a generation. */
+  onCommit: () => void = () => {};
 
   /** `size` in bytes, of any value. */
   constructor(size: number) {
@@ -142,6 +144,7 @@ class FaultyDiskExport implements OpenExport {
       if (this.#disk.refuseWrites) throw new ExportError('EIO', 'the disk refuses writes');
       for (const { offset, data } of this.#epoch.splice(0, count)) data.copy(this.#disk.image, offset);
       this.#disk.commitsDone += 1;
+      this.#disk.onCommit();
     });
   }
 

@@ -4,10 +4,12 @@
 // On a board the firmware runs beside the bus interface, so an event reaches it a little later: `reactionUs`. With 0 it runs in
 // the PC's own access, as in the in-process card.
 
+import { acceleratorImports } from '../card/accelerators.js';
 import { LOG_LEVELS } from '../card/card.js';
 import { crc32c } from '../card/crc32c.js';
 import { type CardSettings, encodeSettings } from '../card/settings.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from '../card/statistics.js';
+import { type StoreDevice, storeImports } from '../card/store.js';
 import { FrontEnd } from '../front-end/front-end.js';
 import type { SimulatedNetwork } from './network.js';
 import { MS, type Timer, Violation, type World } from './world.js';
@@ -17,6 +19,7 @@ const PAGE_SIZE = 65_536;
 const NO_TIMER = 0xffffffff;
 /** So many steps at one moment are a firmware that runs in circles. */
 const STEPS_MAX = 20_000;
+const POLLS_MAX = 100_000;
 
 export interface SimulatedCardOptions {
   firmware: WebAssembly.Module;
@@ -26,6 +29,8 @@ export interface SimulatedCardOptions {
   reactionUs: number;
   /** clock_ms() when the run begins: the clock wraps at 2^32. */
   clockStartMs: number;
+  /** The local store; what is on it outlives the card's power. */
+  store: StoreDevice;
 }
 
 interface FirmwareExports {
@@ -65,6 +70,7 @@ export class SimulatedCard {
   #stepping = false;
   #again = false;
   #steps = 0;
+  #polls = 0;
   #stepsAtUs = -1;
 
   constructor(world: World, network: SimulatedNetwork, options: SimulatedCardOptions) {
@@ -155,6 +161,7 @@ export class SimulatedCard {
     try {
       do {
         this.#again = false;
+        this.#polls = 0;
         dueMs = this.#run(() => this.#firmware.step()) >>> 0;
       } while (this.#again);
     } finally {
@@ -173,6 +180,11 @@ export class SimulatedCard {
       this.#steps = 0;
     }
     if (++this.#steps > STEPS_MAX) throw new Violation('stuck', `${STEPS_MAX} steps of the firmware at one moment`);
+  }
+
+  /** The firmware looks at the network in every round of a step. */
+  #countPolls(): void {
+    if (++this.#polls > POLLS_MAX) throw new Violation('stuck', `step() has not ended after ${POLLS_MAX} rounds`);
   }
 
   /** A trap or a failed assertion is a violation of its own. */
@@ -221,14 +233,23 @@ export class SimulatedCard {
         front_end_ring: () => this.frontEnd.ring(),
         net_open: (_stream: number, _path: number) => network.open(),
         net_close: (_stream: number) => network.close(),
-        net_state: (_stream: number) => network.state(),
+        net_state: (_stream: number) => {
+          this.#countPolls();
+          return network.state();
+        },
         net_start_tls: (_stream: number) => {
           throw new Violation('crash', 'TLS was started although the settings say that there is none');
         },
         net_receive: (_stream: number, target: number, capacity: number) =>
           network.receive(this.#slice(target, capacity)),
         net_send: (_stream: number, source: number, length: number) => network.send(this.#slice(source, length)),
+        ...storeImports(
+          this.#options.store,
+          (address, length) => this.#slice(address, length),
+          () => this.#event(),
+        ),
         crc32c: (seed: number, source: number, length: number) => crc32c(this.#slice(source, length), seed >>> 0),
+        ...acceleratorImports((address, length) => this.#slice(address, length)),
       },
     };
   }

@@ -16,6 +16,7 @@
 // A write that failed, was cut short or was under way at a power cut may have been done up to any sector: its `min` and `max`
 // bound how far, and every later observation narrows them. Two observations that contradict each other are a violation.
 
+import type { AcknowledgementPoint } from '../card/settings.js';
 import { commandOf, describeSector, isSector, SECTOR_SIZE, WORDS, wordsOf } from './content.js';
 import { BLOCK, type Blocks, type StoreWatcher } from './memory-store.js';
 import { MS, Violation, type World } from './world.js';
@@ -30,10 +31,9 @@ enum Outcome {
   RUNNING,
   /** The PC was told that it is done. */
   DONE,
-  /** The PC was told that it failed, or ended it early: done up to some sector. */
+  /** The PC was told that it failed, or ended it early, or the card has lost its power before it was safe: done up to some
+   * sector, or not at all. */
   UNKNOWN,
-  /** A power cut of the card took it, as the acknowledgement point allows. */
-  LOST,
 }
 
 interface WriteCommand {
@@ -54,7 +54,8 @@ export class Checker implements StoreWatcher {
   generations = 0;
   sectorsChecked = 0;
   powerCuts = 0;
-  writesLost = 0;
+  /** Writes that power cuts were allowed to take. */
+  writesAtRisk = 0;
   readonly #world: World;
   readonly #sectors: number;
   /** By command number; 0 is the base image. */
@@ -71,11 +72,17 @@ export class Checker implements StoreWatcher {
   #newestDone = 0;
   /** Sectors that the PC wrote, was told so, and that are not in the newest generation. */
   #dirty = 0;
+  /** The newest command that was done when the PC was last told that everything is safe. */
+  #safe = 0;
+  /** The card reports its lag since then; not while it starts. */
+  #reportsSinceUs = Number.POSITIVE_INFINITY;
+  readonly #point: AcknowledgementPoint;
   readonly #mark: Uint32Array;
   #markNumber = 0;
 
-  constructor(world: World, sectors: number) {
+  constructor(world: World, sectors: number, point: AcknowledgementPoint) {
     this.#world = world;
+    this.#point = point;
     this.#sectors = sectors;
     this.#image = new Uint32Array(sectors);
     this.#shadow = new Uint32Array(sectors);
@@ -95,7 +102,8 @@ export class Checker implements StoreWatcher {
   /** The PC was told that the write is done. */
   acknowledged(number: number): void {
     const write = this.#writes[number];
-    if (write.receivedCount < write.count) {
+    const needsServer = this.#point === 'remote-received' || this.#point === 'remote-stored';
+    if (needsServer && write.receivedCount < write.count) {
       throw new Violation(
         'O1',
         `write #${number} was acknowledged, but the image server has received ${write.receivedCount} of its ${write.count} sectors`,
@@ -106,6 +114,9 @@ export class Checker implements StoreWatcher {
         'O2',
         `write #${number} was acknowledged, but a generation holds ${write.max} of its sectors`,
       );
+    }
+    if (this.#point === 'remote-stored' && number > this.#position) {
+      throw new Violation('O1', `write #${number} was acknowledged, but no generation holds it`);
     }
     write.outcome = Outcome.DONE;
     write.min = write.count;
@@ -128,13 +139,9 @@ export class Checker implements StoreWatcher {
     }
   }
 
-  /** FLUSH CACHE was answered, or a write without write cache: everything that was done is durable now. */
-  flushed(what: string): void {
-    if (this.#newestDone <= this.#position) return;
-    throw new Violation(
-      'O3',
-      `${what} was answered, but the newest generation holds the writes up to #${this.#position} and #${this.#newestDone} was done`,
-    );
+  /** FLUSH CACHE was answered, or a write without write cache: everything that was done survives a power cut. */
+  flushed(): void {
+    this.#safe = this.#newestDone;
   }
 
   /** The PC has read sectors from `lba` on. */
@@ -187,19 +194,42 @@ export class Checker implements StoreWatcher {
     );
   }
 
-  /** The card has lost its power and comes back: nothing of it is on its way any more. What was acknowledged only as received
-   * may be gone; the PC starts again from what the image holds. */
+  /** The card has lost its power and comes back. What was acknowledged as `received` may be gone, unless it was flushed since;
+   * what was acknowledged at any later point is there. */
   cardRestarted(): void {
     this.powerCuts += 1;
-    for (let number = this.#position + 1; number < this.#writes.length; number++) {
-      const write = this.#writes[number];
-      if (write.outcome === Outcome.DONE) this.writesLost += 1;
-      write.outcome = Outcome.LOST;
-    }
-    this.#position = this.#newestDone = this.#writes.length - 1;
+    this.#reportsSinceUs = Number.POSITIVE_INFINITY;
     this.#shadow.set(this.#image);
     this.#maybe.clear();
     this.#dirty = 0;
+    this.#newestDone = this.#position;
+    for (let number = this.#position + 1; number < this.#writes.length; number++) this.#survive(this.#writes[number]);
+  }
+
+  #survive(write: WriteCommand): void {
+    const isSafe = this.#point !== 'received' || write.number <= this.#safe;
+    if (write.outcome === Outcome.DONE && !isSafe) {
+      this.writesAtRisk += 1;
+      write.outcome = Outcome.UNKNOWN;
+      write.min = 0;
+    }
+    for (let i = 0; i < write.count; i++) {
+      const lba = write.lba + i;
+      if (write.outcome === Outcome.DONE) {
+        this.#maybe.delete(lba);
+        this.#setShadow(lba, write.number);
+      } else if (i < write.max) {
+        const maybe = this.#maybe.get(lba);
+        if (maybe === undefined) this.#maybe.set(lba, [write.number]);
+        else maybe.push(write.number);
+      }
+    }
+    if (write.outcome === Outcome.DONE) this.#newestDone = write.number;
+  }
+
+  /** The card has started and answers the PC: from now on its lag counts. */
+  cardReady(): void {
+    this.#reportsSinceUs = this.#world.nowUs;
   }
 
   #setShadow(lba: number, number: number): void {
@@ -270,8 +300,7 @@ export class Checker implements StoreWatcher {
   #settle(generation: number, newest: number, changed: Blocks): void {
     this.#markNumber += 1;
     for (let number = newest; number > this.#position; number--) {
-      const write = this.#writes[number];
-      if (write.outcome !== Outcome.LOST) this.#settleWrite(generation, newest, write, changed);
+      this.#settleWrite(generation, newest, this.#writes[number], changed);
     }
   }
 
@@ -345,7 +374,7 @@ export class Checker implements StoreWatcher {
 
   /** After every step of the firmware. */
   lag(bytes: number, epochs: number, ms: number): void {
-    if (this.#dirty === 0) return;
+    if (this.#dirty === 0 || this.#reportsSinceUs === Number.POSITIVE_INFINITY) return;
     const truth = this.#dirty * SECTOR_SIZE;
     if (bytes < truth) {
       throw new Violation(
@@ -357,7 +386,8 @@ export class Checker implements StoreWatcher {
     const oldest = this.#oldestDirty();
     if (oldest === null) return;
     // One tick of the card's clock and one of rounding.
-    const truthMs = Math.floor((this.#world.nowUs - oldest.acknowledgedUs) / MS) - 2;
+    const sinceUs = Math.max(oldest.acknowledgedUs, this.#reportsSinceUs);
+    const truthMs = Math.floor((this.#world.nowUs - sinceUs) / MS) - 2;
     if (ms < truthMs) {
       throw new Violation(
         'O4',

@@ -4,7 +4,7 @@ import type { ImageBackend } from './memory-store.js';
 import type { SimulatedNetwork } from './network.js';
 import type { Fault, FaultKind } from './scenario.js';
 import type { SimulatedServer } from './server.js';
-import type { Timer, World } from './world.js';
+import { SECOND, type Timer, type World } from './world.js';
 
 const SLOWDOWN = 10;
 
@@ -12,6 +12,8 @@ const SLOWDOWN = 10;
 export interface Weather {
   /** Was any fault there at `sinceUs`, or at any time since? */
   disturbedSince(sinceUs: number): boolean;
+  /** How long the line will take for what the card still has to send. */
+  readonly backlogUs: number;
   /** How long line and server have been at work for the card, in all: what the world takes even when all is well. */
   readonly workUs: number;
 }
@@ -53,6 +55,13 @@ export class Faults implements Weather {
 
   disturbedSince(sinceUs: number): boolean {
     return this.#active.size > 0 || this.#lastEndUs >= sinceUs;
+  }
+
+  /** What the card says that it still has to send. */
+  lagBytes: () => number = () => 0;
+
+  get backlogUs(): number {
+    return (this.lagBytes() * SECOND) / this.#network.settings.bytesPerSecond;
   }
 
   get workUs(): number {

@@ -233,6 +233,7 @@ export class SimulatedPc {
     this.#polled = false;
     this.#cable.writeDeviceControl(0);
     yield* this.#identify();
+    this.#checker.cardReady();
   }
 
   #begin(what: string): void {
@@ -278,6 +279,8 @@ export class SimulatedPc {
     // A server that is busy for so long (with a commit, say) is out of reach.
     const workUs = this.#weather.workUs - this.#workAtStartUs;
     if (workUs >= this.#scenario.settings.offlineReadTimeoutMs * MS) return;
+    // A log that has filled up while the server was away takes its time to drain.
+    if (this.#weather.backlogUs > 2 * SECOND) return;
     throw new Violation('O5', `${this.#what} failed with error ${error.toString(16)}h although nothing was wrong`);
   }
 
@@ -352,7 +355,7 @@ export class SimulatedPc {
     if (end === 0) {
       if (disabled) throw new Violation('O5', `${this.#what} was done although SET MULTIPLE MODE has disabled it`);
       if (write > 0) this.#checker.acknowledged(write);
-      if (write > 0 && !this.#writeCache) this.#checker.flushed(`write #${write} without write cache`);
+      if (write > 0 && !this.#writeCache) this.#checker.flushed();
       return;
     }
     if (write > 0) this.#checker.abandoned(write);
@@ -527,12 +530,11 @@ export class SimulatedPc {
     this.#set(Register.DEVICE, 0xa0);
     switch (kind) {
       case 'flush':
-        if ((yield* this.#nonData('flush cache', value % 2 === 0 ? 0xe7 : 0xea)) === 0)
-          this.#checker.flushed('FLUSH CACHE');
+        if ((yield* this.#nonData('flush cache', value % 2 === 0 ? 0xe7 : 0xea)) === 0) this.#checker.flushed();
         break;
       case 'standby':
         if ((yield* this.#nonData('standby immediate', value % 2 === 0 ? 0xe0 : 0x94)) === 0) {
-          this.#checker.flushed('STANDBY IMMEDIATE');
+          this.#checker.flushed();
         }
         break;
       case 'identify':
@@ -574,7 +576,7 @@ export class SimulatedPc {
         yield* this.#nonData('idle', 0xe3);
         break;
       case 'sleep':
-        if ((yield* this.#nonData('sleep', 0xe6)) === 0) this.#checker.flushed('SLEEP');
+        if ((yield* this.#nonData('sleep', 0xe6)) === 0) this.#checker.flushed();
         yield* this.#reset();
         break;
       case 'diagnostic':

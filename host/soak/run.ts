@@ -1,6 +1,7 @@
 // One run: builds the world that a scenario describes, lets the PC work while things go wrong, then lets everything heal and
 // looks whether all is as it must be.
 
+import { SimulatedBlockDevice } from './block-device.js';
 import { SimulatedCard } from './card.js';
 import { Checker } from './checker.js';
 import { SECTOR_SIZE, setBase } from './content.js';
@@ -44,7 +45,7 @@ export interface RunResult {
   generations: number;
   sectorsChecked: number;
   powerCuts: number;
-  writesLost: number;
+  writesAtRisk: number;
   connections: number;
   faults: Map<string, number>;
 }
@@ -71,6 +72,7 @@ class Simulation {
   readonly #store: ImageBackend;
   readonly #server: SimulatedServer;
   readonly #card: SimulatedCard;
+  readonly #device: SimulatedBlockDevice;
   readonly #faults: Faults;
   readonly #pc: SimulatedPc;
   #lastOperation = -1;
@@ -81,15 +83,29 @@ class Simulation {
     this.#world = world;
     this.#scenario = scenario;
     this.#network = new SimulatedNetwork(world, { ...scenario.network });
-    this.#checker = new Checker(world, Math.floor(scenario.imageBytes / SECTOR_SIZE));
+    this.#checker = new Checker(
+      world,
+      Math.floor(scenario.imageBytes / SECTOR_SIZE),
+      scenario.settings.acknowledgementPoint,
+    );
     setBase(scenario.storeKind === 'merkle' ? 'zeroes' : 'pattern');
     const Backend = scenario.storeKind === 'merkle' ? MerkleStore : MemoryStore;
     this.#store = new Backend(world, scenario.imageBytes, scenario.store, this.#checker);
     this.#server = new SimulatedServer(world, this.#network, this.#store);
     const { settings, memorySize, reactionUs, clockStartMs } = scenario;
-    this.#card = new SimulatedCard(world, this.#network, { firmware, settings, memorySize, reactionUs, clockStartMs });
+    this.#device = new SimulatedBlockDevice(world, scenario.device);
+    const store = this.#device;
+    this.#card = new SimulatedCard(world, this.#network, {
+      firmware,
+      settings,
+      memorySize,
+      reactionUs,
+      clockStartMs,
+      store,
+    });
     const power = { powerCut: (offUs: number) => this.#powerCut(offUs) };
     this.#faults = new Faults(world, this.#network, this.#server, this.#store, power, scenario.faults);
+    this.#faults.lagBytes = () => this.#card.lagBytes;
     this.#pc = new SimulatedPc(world, this.#faults, this.#checker, scenario);
     this.#pc.onOperation = (number) => {
       this.#lastOperation = number;
@@ -147,6 +163,7 @@ class Simulation {
     if (!this.#card.powered) return;
     this.#pc.powerOff();
     this.#card.powerOff();
+    this.#device.powerCut();
     this.#awaitPower();
   }
 
@@ -243,7 +260,7 @@ class Simulation {
       generations: this.#checker.generations,
       sectorsChecked: this.#checker.sectorsChecked,
       powerCuts: this.#checker.powerCuts,
-      writesLost: this.#checker.writesLost,
+      writesAtRisk: this.#checker.writesAtRisk,
       connections: this.#network.opens,
       faults: this.#faults.counts,
     };

@@ -8,8 +8,9 @@
 // are taken out of it (shrink.ts).
 
 import type { CardSettings } from '../card/settings.js';
-import { DEFAULT_SETTINGS } from '../card/settings.js';
+import { ACKNOWLEDGEMENT_POINTS, DEFAULT_SETTINGS } from '../card/settings.js';
 import { Random } from '../fuzz/random.js';
+import { type BlockDeviceSettings, NO_FAULTS } from './block-device.js';
 import { SECTOR_SIZE } from './content.js';
 import { EXPORT_NAME, type StoreFaults } from './memory-store.js';
 import type { NetworkSettings } from './network.js';
@@ -93,6 +94,8 @@ export interface Scenario {
   /** The real image store, or a server with as little as NBD asks for. */
   storeKind: 'merkle' | 'plain';
   store: StoreFaults;
+  /** The card's local store. */
+  device: BlockDeviceSettings;
   /** From an interrupt to the PC's handler. */
   interruptUs: number;
   pcBytesPerSecond: number;
@@ -147,8 +150,10 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
     memorySize: random.pick([8, 8, 8, 16]) << 20,
     settings: {
       ...DEFAULT_SETTINGS,
+      acknowledgementPoint: random.pick(['stored', 'stored', 'stored', ...ACKNOWLEDGEMENT_POINTS]),
+      acknowledgementDelayMs: random.pick([0, 0, 0, 3]),
       exportName: EXPORT_NAME,
-      offlineReadTimeoutMs: random.pick([5_000, 10_000, 20_000, 20_000]),
+      offlineReadTimeoutMs: random.pick([2_000, 5_000, 20_000, 20_000]),
       epochAgeMs: random.pick([50, 300, 1_000, 1_000, 5_000]),
       epochSizeBytes: random.pick([16 << 10, 128 << 10, 512 << 10, 4 << 20]),
     },
@@ -158,8 +163,9 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
     storeKind,
     store: {
       commitUs: random.pick([0, 200, 5 * MS, 100 * MS]),
-      commitJitterUs: random.pick([0, 500, 20 * MS, 500 * MS]),
+      commitJitterUs: random.pick([0, 500, 20 * MS, 1 * SECOND]),
     },
+    device: drawDevice(random),
     interruptUs: random.pick([1, 10, 100]),
     pcBytesPerSecond: random.pick([3_300_000, 16_700_000, 100_000_000]),
     operations: [],
@@ -184,6 +190,17 @@ function drawNetwork(random: Random): NetworkSettings {
     bytesPerSecond: random.pick([187_500, 1_250_000, 12_500_000, 125_000_000]),
     delivery: random.pick(['whole', 'frames', 'pieces']),
     windowBytes: random.pick([16 << 10, 64 << 10, 1 << 20]),
+  };
+}
+
+/** From RAM to a bad SD card; so small that the log goes round in a long run. */
+function drawDevice(random: Random): BlockDeviceSettings {
+  return {
+    blocks: random.pick([4_608, 4_608, 10_000]),
+    operationUs: random.pick([20, 300, 2 * MS]),
+    blockUs: random.pick([2, 50, 250]),
+    flushUs: random.pick([100, 2 * MS, 20 * MS]),
+    faults: { ...NO_FAULTS, slow: random.pick([0, 0, 0.001]) },
   };
 }
 
@@ -273,10 +290,7 @@ function drawData(random: Random, habits: Habits, sectors: number, next: number)
   let lba = random.below(sectors - count + 1);
   if (random.chance(habits.hot)) lba = Math.min(habits.hotFrom + random.below(habits.hotCount), sectors - count);
   if (random.chance(habits.sequential) && next + count <= sectors) lba = next;
-  const drawn = random.pick(habits.transfers);
-  // Thousands of blocks of one sector are many events and show nothing that a hundred do not.
-  const transfer = drawn === 'pio' && count > 256 ? 'multiple' : drawn;
-  const operation: DataOperation = { kind, lba, count, transfer, addressing };
+  const operation: DataOperation = { kind, lba, count, transfer: random.pick(habits.transfers), addressing };
   if (kind !== 'verify' && random.chance(habits.cuts)) {
     const how = operation.transfer === 'dma' && random.chance(0.5) ? 'stop-dma' : 'reset';
     operation.cut = { how, afterBytes: 2 * random.below(count * (SECTOR_SIZE / 2)) };

@@ -17,7 +17,7 @@ export interface RunSummary {
   generations: number;
   sectorsChecked: number;
   powerCuts: number;
-  writesLost: number;
+  writesAtRisk: number;
   connections: number;
   faults: [kind: string, count: number][];
 }

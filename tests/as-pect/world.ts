@@ -1,13 +1,19 @@
 // The world that a firmware spec runs in: every import of assembly/imports.ts, played by what the spec has set up through
 // tests/as-pect/assembly/world.ts. Time stands still and chance is a counter until the spec says otherwise.
 
+import { acceleratorImports } from '../../host/card/accelerators.js';
 import { crc32c } from '../../host/card/crc32c.js';
+import { storeDevice, storeImports } from '../../host/card/store.js';
+import { MemoryStore } from '../../host/card/store-memory.js';
 
 type Imports = Record<string, (...args: number[]) => number | undefined>;
 
 /** NetState of assembly/imports.ts. */
 const NET_CLOSED = 0;
 const NET_CONNECTING = 1;
+
+/** The smallest that the firmware takes, and a little. */
+const STORE_SIZE = 17 << 20;
 
 class Stream {
   state = NET_CLOSED;
@@ -33,9 +39,20 @@ export class World {
   #settings = Buffer.alloc(0);
   #rings = 0;
   #streams = new Map<number, Stream>();
+  #store = this.#blankStore();
 
   constructor(memory: WebAssembly.Memory) {
     this.#memory = memory;
+  }
+
+  /** A local store that is done when the call returns. */
+  #blankStore(): Imports {
+    const device = storeDevice(new MemoryStore(STORE_SIZE), () => {});
+    return storeImports(
+      device,
+      (address, length) => this.#view(address, length),
+      () => {},
+    );
   }
 
   /** What the firmware sees. */
@@ -90,7 +107,14 @@ export class World {
         it.sendWindow -= taken;
         return taken;
       },
+      store_size: () => this.#store.store_size(),
+      store_read: (...args) => this.#store.store_read(...args),
+      store_write: (...args) => this.#store.store_write(...args),
+      store_flush: (...args) => this.#store.store_flush(...args),
+      store_trim: (...args) => this.#store.store_trim(...args),
+      store_completed: () => this.#store.store_completed(),
       crc32c: (seed, source, length) => crc32c(this.#view(source, length), seed >>> 0),
+      ...(acceleratorImports((address, length) => this.#view(address, length)) as unknown as Imports),
     };
   }
 
@@ -102,6 +126,7 @@ export class World {
         this.#random = 0;
         this.#log = [];
         this.#settings = Buffer.alloc(0);
+        this.#store = this.#blankStore();
         this.#rings = 0;
         this.#streams.clear();
         return undefined;

@@ -3,7 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { before, describe, test } from 'node:test';
-import { assemble, GOOD, REFUSED, TRAPPING } from './modules.js';
+import { assemble, GOOD, REFUSED, STORE_ROUND_TRIP, TRAPPING } from './modules.js';
 import { buildTestCard, MODULES, TestCard } from './posix-card.js';
 
 const KINDS = [
@@ -47,6 +47,10 @@ for (const sanitized of [false, true]) {
       test(`${engine}: a good firmware runs`, async () => {
         const card = await run([good], engine, /^info: good firmware$/);
         assert.ok(card.lines.some((line) => line.includes(`engine=${engine}`)));
+      });
+
+      test(`${engine}: the local store keeps what is written`, async () => {
+        await run([assemble(STORE_ROUND_TRIP, MODULES)], engine, /^info: good store$/);
       });
 
       for (const module of TRAPPING) {

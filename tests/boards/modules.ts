@@ -18,6 +18,11 @@ const ABORT = '(import "env" "abort" (func $abort (param i32 i32 i32 i32)))';
 const GOOD_INIT =
   '(func (export "init") (result i32) (call $log (i32.const 2) (i32.const 4096) (i32.const 13)) (i32.const 0))';
 const NOW = '(import "imports" "clock_ms" (func $now (result i32)))';
+const STORE = `(import "imports" "store_read" (func $read (param i32 i32 i32 i32)))
+  (import "imports" "store_write" (func $write (param i32 i32 i32 i32)))
+  (import "imports" "store_flush" (func $flush (param i32)))
+  (import "imports" "store_trim" (func $trim (param i32 i32 i32)))
+  (import "imports" "store_completed" (func $completed (result i32)))`;
 const INIT = '(func (export "init") (result i32) (i32.const 0))';
 const SLEEP = '(func (export "step") (result i32) (i32.const -1))';
 
@@ -26,6 +31,62 @@ const stepping = (name: string, body: string, extra = ''): TestModule => ({
   name,
   text: `(module ${LOG} ${ABORT} ${MEMORY} ${extra} ${INIT} (func (export "step") (result i32) ${body}))`,
 });
+
+/** A module that uses the local store of 16 blocks (posix-card.ts). */
+const storing = (name: string, body: string): TestModule => stepping(name, `${body} (i32.const 0)`, STORE);
+const call = (name: string, ...values: number[]): string =>
+  `(call $${name} ${values.map((value) => `(i32.const ${value})`).join(' ')})`;
+
+/** Writes two blocks at block 14, flushes, trims others, reads them back elsewhere and compares: unreachable, a trap, if anything is not as it should be, else "good store". */
+export const STORE_ROUND_TRIP: TestModule = {
+  name: 'store-round-trip',
+  text: `(module ${LOG} ${MEMORY} ${STORE} (import "imports" "store_size" (func $size (result i32)))
+    (func $ended (param $tag i32) (if (i32.ne (call $completed) (local.get $tag)) (then unreachable)))
+    (func (export "init") (result i32) (local $at i32)
+      (if (i32.ne (call $size) (i32.const 16)) (then unreachable))
+      (if (i32.ne (call $completed) (i32.const -1)) (then unreachable))
+      (memory.fill (i32.const 8195) (i32.const 0xa5) (i32.const 8192))
+      (i32.store (i32.const 12290) (i32.const 0x12345678))
+      ${call('write', 0, 14, 2, 8195)} (call $ended (i32.const 0))
+      ${call('flush', 255)} ${call('trim', 7, 3, 4)} (call $ended (i32.const 255)) (call $ended (i32.const 7))
+      ${call('read', 0, 14, 2, 24576)} (call $ended (i32.const 0))
+      (loop $next
+        (if (i32.ne (i32.load8_u (i32.add (i32.const 8195) (local.get $at)))
+                    (i32.load8_u (i32.add (i32.const 24576) (local.get $at)))) (then unreachable))
+        (local.set $at (i32.add (local.get $at) (i32.const 1)))
+        (br_if $next (i32.lt_u (local.get $at) (i32.const 8192))))
+      (call $log (i32.const 2) (i32.const 40960) (i32.const 10)) (i32.const 0))
+    ${SLEEP} (data (i32.const 40960) "good store"))`,
+};
+
+/** The same in steps, for a device that takes its time: 40 blocks out of memory at an odd address, and back to another. */
+export const STORE_ASYNCHRONOUS: TestModule = {
+  name: 'store-asynchronous',
+  text: `(module ${LOG} ${MEMORY} ${STORE} (global $phase (mut i32) (i32.const 0))
+    (func (export "init") (result i32) (local $at i32)
+      (loop $next
+        (i32.store (i32.add (i32.const 65539) (local.get $at)) (i32.mul (local.get $at) (i32.const 0x9e3779b1)))
+        (local.set $at (i32.add (local.get $at) (i32.const 4)))
+        (br_if $next (i32.lt_u (local.get $at) (i32.const 163840))))
+      ${call('write', 0, 1000, 40, 65_539)} (i32.const 0))
+    (func $compare (local $at i32)
+      (loop $next
+        (if (i32.ne (i32.load (i32.add (i32.const 65539) (local.get $at)))
+                    (i32.load (i32.add (i32.const 400001) (local.get $at)))) (then unreachable))
+        (local.set $at (i32.add (local.get $at) (i32.const 4)))
+        (br_if $next (i32.lt_u (local.get $at) (i32.const 163840)))))
+    (func (export "step") (result i32) (local $tag i32)
+      (local.set $tag (call $completed))
+      (if (i32.eq (local.get $tag) (i32.const -1)) (then (return (i32.const -1))))
+      (if (i32.ne (local.get $tag) (global.get $phase)) (then unreachable))
+      (global.set $phase (i32.add (global.get $phase) (i32.const 1)))
+      (if (i32.eq (global.get $phase) (i32.const 1)) (then ${call('flush', 1)}))
+      (if (i32.eq (global.get $phase) (i32.const 2)) (then ${call('read', 2, 1000, 40, 400_001)}))
+      (if (i32.eq (global.get $phase) (i32.const 3))
+        (then (call $compare) (call $log (i32.const 2) (i32.const 40960) (i32.const 10))))
+      (i32.const 0))
+    (data (i32.const 40960) "good store"))`,
+};
 
 export const GOOD: TestModule = {
   name: 'good',
@@ -63,6 +124,15 @@ export const TRAPPING: (TestModule & { kind: string; slow?: boolean })[] = [
     ...stepping('import-length', '(call $log (i32.const 0) (i32.const 0) (i32.const -1)) (i32.const 0)'),
     kind: 'import-argument',
   },
+  { ...storing('store-read-past-memory', call('read', 0, 0, 16, 2 * 1024 * 1024 - 65_535)), kind: 'import-argument' },
+  { ...storing('store-write-past-memory', call('write', 0, 0, 1, -4095)), kind: 'import-argument' },
+  { ...storing('store-past-device', call('read', 0, 15, 2, 65_536)), kind: 'import-argument' },
+  { ...storing('store-block-wraps', call('write', 0, -1, 2, 65_536)), kind: 'import-argument' },
+  // 2^20 blocks are 2^32 bytes: none, if counted in 32 bits.
+  { ...storing('store-count-wraps', call('read', 0, 0, 0x100000, 65_536)), kind: 'import-argument' },
+  { ...storing('store-trim-past-end', call('trim', 0, 0, 17)), kind: 'import-argument' },
+  { ...storing('store-tag', call('flush', 256)), kind: 'import-argument' },
+  { ...storing('store-tag-in-use', call('flush', 3) + call('flush', 3)), kind: 'import-argument' },
   { ...stepping('divide-by-zero', '(i32.div_u (i32.const 1) (i32.const 0))'), kind: 'integer' },
   { ...stepping('divide-overflow', '(i32.div_s (i32.const 0x80000000) (i32.const -1))'), kind: 'integer' },
   { ...stepping('unreachable', 'unreachable'), kind: 'unreachable' },

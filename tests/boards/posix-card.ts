@@ -6,24 +6,28 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { buildPosix } from '../../tools/build-boards.js';
 import { ROOT } from './builds.js';
-import { assemble, GOOD, TRAPPING } from './modules.js';
+import { assemble, GOOD, STORE_ROUND_TRIP, TRAPPING } from './modules.js';
 
 /** Shared by the test files of this folder: its content follows from modules.ts alone. */
 export const MODULES = join(ROOT, 'build', 'boards', 'test-modules');
 
 /** The runtime with the test firmwares compiled in, so that both engines can run them. */
 export async function buildTestCard(sanitized: boolean): Promise<string> {
-  const firmwares = [GOOD, ...TRAPPING].map((module) => assemble(module, MODULES));
+  const firmwares = [GOOD, STORE_ROUND_TRIP, ...TRAPPING].map((module) => assemble(module, MODULES));
   const output = join(ROOT, 'build', 'boards', sanitized ? 'test-card-sanitized' : 'test-card');
   await buildPosix(ROOT, { firmwares, sanitized, output });
   return output;
 }
+
+/** Of the local store that a test firmware has. */
+const STORE_BLOCKS = 16;
 
 export class TestCard {
   readonly folder = mkdtempSync(join(tmpdir(), 'ribbon-board-'));
   readonly doorbell = join(this.folder, 'doorbell');
   readonly crash = join(this.folder, 'crash');
   readonly memory = join(this.folder, 'memory');
+  readonly store = join(this.folder, 'store');
   readonly lines: string[] = [];
   exitCode: number | null = null;
   signal: NodeJS.Signals | null = null;
@@ -36,13 +40,14 @@ export class TestCard {
     const pathFile = join(this.folder, 'paths');
     writeFileSync(settings, Buffer.alloc(512, 1));
     writeFileSync(pathFile, `# none\n${options.paths ?? ''}`);
+    writeFileSync(this.store, Buffer.alloc(STORE_BLOCKS * 4096));
     rmSync(this.doorbell, { force: true });
     const child = spawn(
       binary,
       [
         ...firmwares.flatMap((file) => ['--firmware', file]),
         ...['--settings', settings, '--paths', pathFile, '--memory', this.memory, '--memory-size', String(2 << 20)],
-        ...['--doorbell', this.doorbell, '--crash', this.crash, '--engine', engine],
+        ...['--doorbell', this.doorbell, '--crash', this.crash, '--engine', engine, '--store', this.store],
         ...(options.more ?? []),
       ],
       { stdio: ['ignore', 'pipe', 'pipe'] },

@@ -29,7 +29,12 @@ for (const engine of ['wasm3', 'aot'] as const) {
       program: POSIX_CARD,
       firmware: FIRMWARE,
       engine,
-      settings: { ...DEFAULT_SETTINGS, exportName: IMAGE_NAME, serial: `POSIX-${engine}` },
+      settings: {
+        ...DEFAULT_SETTINGS,
+        acknowledgementPoint: 'remote-received',
+        exportName: IMAGE_NAME,
+        serial: `POSIX-${engine}`,
+      },
       path: await image.serveUnix(),
       memorySize: 32 << 20,
     });

@@ -40,7 +40,13 @@ for (const engine of ['aot', 'wasm3'] as const) {
       card = new QemuCard({
         program: qemuCard(engine),
         firmware: FIRMWARE,
-        settings: { ...DEFAULT_SETTINGS, exportName: IMAGE_NAME, serial: `QEMU-${engine}`, tls: true },
+        settings: {
+          ...DEFAULT_SETTINGS,
+          acknowledgementPoint: 'remote-received',
+          exportName: IMAGE_NAME,
+          serial: `QEMU-${engine}`,
+          tls: true,
+        },
         path: await image.serveTcp({ tls: true }),
       });
       card.onLog = (level: LogLevel, line: string) => log.push(`${level}: ${line}`);

@@ -31,7 +31,7 @@ async function withCard(engine: 'wasm3' | 'aot', run: (bench: Bench) => Promise<
     program: POSIX_CARD,
     firmware: FIRMWARE,
     engine,
-    settings: { ...DEFAULT_SETTINGS, exportName: IMAGE_NAME },
+    settings: { ...DEFAULT_SETTINGS, acknowledgementPoint: 'remote-received', exportName: IMAGE_NAME },
     path: await image.serveUnix(),
     memorySize: 32 << 20,
   });

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { STATUS_BSY, STATUS_DF, STATUS_DRDY, STATUS_DRQ, STATUS_ERR } from '../../host/front-end/front-end.js';
-import type { ConformanceCase } from './case.js';
+import { type ConformanceCase, SIZE } from './case.js';
 import { assertSuccess, lba28, type Pc, pattern, SECTOR } from './pc.js';
 import type { Rig } from './rig.js';
 
@@ -15,7 +15,22 @@ const FLUSHES: { name: string; code: number }[] = [
 
 export const FLUSH_CASES: ConformanceCase[] = [
   ...FLUSHES.map(({ name, code }) => ({
-    name: `${name} ends when the server has committed everything`,
+    name: `${name} ends when everything is on the local store: the server need not be there`,
+    devices: [{ deviceNumber: 0 as const, size: SIZE, settings: { acknowledgementPoint: 'stored' as const } }],
+    run: async (pc: Pc, rig: Rig) => {
+      const [disk] = rig.disks;
+      await pc.ready();
+      await rig.setReachable(false);
+      assertSuccess(await pc.writePio(0x30, lba28(20, 8), pattern(20, 8, 1)));
+      await pc.succeed(code);
+      assert.equal(disk.commitsDone, 0);
+      await rig.setReachable(true);
+      await rig.until(() => disk.commitsDone > 0);
+      assert.deepEqual(Buffer.from(disk.image.subarray(20 * SECTOR, 28 * SECTOR)), pattern(20, 8, 1));
+    },
+  })),
+  ...FLUSHES.map(({ name, code }) => ({
+    name: `${name} ends when the server has committed everything, if writes end when it has received them`,
     run: async (pc: Pc, rig: Rig) => {
       const [disk] = rig.disks;
       await pc.ready();
@@ -35,6 +50,27 @@ export const FLUSH_CASES: ConformanceCase[] = [
       assert.deepEqual(Buffer.from(disk.image.subarray(20 * SECTOR, 28 * SECTOR)), pattern(20, 8, 1));
     },
   })),
+  {
+    name: 'at remote-stored a write ends when the server has committed it, and a flush at once',
+    devices: [{ deviceNumber: 0, size: SIZE, settings: { acknowledgementPoint: 'remote-stored' } }],
+    run: async (pc, rig) => {
+      const [disk] = rig.disks;
+      await pc.ready();
+      disk.commits.hold();
+      pc.start(0x30, lba28(20, 1));
+      await pc.ready();
+      for (const word of new Uint32Array(pattern(20, 1, 1).slice().buffer)) rig.cable.writeData32(word);
+      await rig.until(() => disk.commits.waiting > 0);
+      await rig.pass(20);
+      assert.equal(pc.status & (STATUS_BSY | STATUS_DF | STATUS_ERR | STATUS_DRQ), STATUS_BSY);
+      disk.commits.release();
+      await pc.ready();
+      assertSuccess(pc.ending());
+      await pc.succeed(0xe7);
+      assert.equal(disk.commitsDone, 1);
+      assert.deepEqual(Buffer.from(disk.image.subarray(20 * SECTOR, 21 * SECTOR)), pattern(20, 1, 1));
+    },
+  },
   {
     name: 'what was written is committed by its age, without a flush: old systems send none',
     run: async (pc, rig) => {

@@ -52,7 +52,13 @@ function makeDisks(devices: DeviceOptions[]): { disks: FaultyDisk[]; server: Fau
 }
 
 function cardSettings(device: DeviceOptions, index: number): CardSettings {
-  return { ...DEFAULT_SETTINGS, exportName: `disk${index}`, ...device.settings };
+  // What a command has done is looked at in the master image: a write is there when it ends, for good after a flush.
+  return {
+    ...DEFAULT_SETTINGS,
+    acknowledgementPoint: 'remote-received',
+    exportName: `disk${index}`,
+    ...device.settings,
+  };
 }
 
 function watch(cards: Card[]): () => void {

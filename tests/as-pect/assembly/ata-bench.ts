@@ -8,25 +8,29 @@ import { initCache } from '../../../assembly/cache/cache';
 import { block, FrontEndEvent } from '../../../assembly/front-end/block';
 import { NetState } from '../../../assembly/imports';
 import { step } from '../../../assembly/index';
+import { initLocalStore, localStoreMemory } from '../../../assembly/local-store/local-store';
 import { DATA_BUFFER, FRONT_END, FRONT_END_SIZE, SETTINGS, SETTINGS_SIZE } from '../../../assembly/memory-map';
 import { initNbd } from '../../../assembly/nbd/client';
 import {
+  AcknowledgementPoint,
   SETTINGS_FIRMWARE,
   SETTINGS_FIRMWARE_SIZE,
   SETTINGS_MODEL,
   SETTINGS_MODEL_SIZE,
   SETTINGS_SERIAL,
   SETTINGS_SERIAL_SIZE,
+  SETTINGS_WRITE_STALL,
   settings,
 } from '../../../assembly/settings';
 import { initStatistics } from '../../../assembly/statistics';
 import { initVolume } from '../../../assembly/volume/volume';
-import { initWriteLog } from '../../../assembly/write-log/write-log';
+import { initWriteLog, WRITE_LOG_SIZE } from '../../../assembly/write-log/write-log';
 import { deliver, deliverHex, resetWorld, SCRATCH, sent, setNetState, takeSent } from './world';
 
-const WRITE_LOG_SIZE: u32 = 0x200000;
-const CACHE: usize = SCRATCH + WRITE_LOG_SIZE;
-const CACHE_SIZE: u32 = 0x400000;
+const STORE: usize = SCRATCH + 0x200000;
+const STORE_SIZE: u32 = 0x280000;
+const CACHE: usize = SCRATCH + 0x480000;
+const CACHE_SIZE: u32 = 0x380000;
 /** Requests of the card, and the reply that is being made. */
 const WIRE: usize = SCRATCH + 0x800000;
 const WIRE_SIZE: u32 = 0x400000;
@@ -84,12 +88,19 @@ export function beginCard(): void {
   settings.offlineReadTimeoutMs = 20000;
   settings.epochAgeMs = 1000;
   settings.epochSizeBytes = 4 << 20;
+  // What a command has done is looked at on the server, so it must be there when the command ends.
+  settings.acknowledgementPoint = <u8>AcknowledgementPoint.REMOTE_STORED;
+  store<u32>(SETTINGS + SETTINGS_WRITE_STALL, 20000);
   settingsText(SETTINGS_SERIAL, SETTINGS_SERIAL_SIZE, 'SERIAL-1');
   settingsText(SETTINGS_FIRMWARE, SETTINGS_FIRMWARE_SIZE, '1.0');
   settingsText(SETTINGS_MODEL, SETTINGS_MODEL_SIZE, 'MODEL');
   initStatistics();
   initNbd();
-  assert(initWriteLog(SCRATCH, WRITE_LOG_SIZE));
+  assert(SCRATCH + WRITE_LOG_SIZE <= STORE);
+  assert(localStoreMemory(STORE_SIZE) > 0);
+  assert(localStoreMemory(STORE_SIZE) <= STORE_SIZE);
+  initLocalStore(STORE, STORE_SIZE);
+  initWriteLog(SCRATCH);
   assert(initCache(CACHE, CACHE_SIZE) > 0);
   initVolume();
   initAta();

@@ -4,6 +4,8 @@
 
 #define BOARD_NAME "ebaz4205"
 #define BOARD_PERIPHCLK_HZ 333333343
+/// SLCR SDIO_CLK_CTRL, as the boot loader leaves it [UG585 25.7.4]. At most this: a slower one only makes the card slower.
+#define BOARD_SDIO_REF_HZ 100000000
 /// CPU_1x: what the system watchdog counts.
 #define BOARD_CPU_1X_HZ 111111115
 #define BOARD_UART_REF_HZ 100000000

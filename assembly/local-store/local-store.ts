@@ -1,0 +1,175 @@
+// The local store as the rest of the firmware sees it: one log on a block device that holds the PC's writes until the image
+// server has them, and the cache for ever after.
+//
+//   device.ts       operations on the device           block-table.ts  the index, and the directory of the log
+//   format.ts       what lies on it                    record-log.ts   the head: staging, writing, flushing, summaries
+//   superblock.ts   which copy counts                  reclaim.ts      the tail: what is kept, what goes
+//   recovery.ts, replay.ts   power-on                  fills.ts        blocks from the server, when there is time
+//
+// The seam with ../write-log: it alone appends WRITE records and knows what is committed.
+
+import { BLOCK_SIZE, SECTORS_PER_BLOCK } from '../config';
+import { crc32c } from '../imports';
+import { LogLevel, logEnd, logText, logValue } from '../log';
+import { STORE_SUPERBLOCK } from '../memory-map';
+import { MUTANT, Mutant } from '../mutant';
+import { StoreState, statistics } from '../statistics';
+import {
+  addRowFlags,
+  initTable,
+  ROW_LOST,
+  rowChecksum,
+  rowDirty,
+  rowKey,
+  setRowDirty,
+  setRowValid,
+  tableFind,
+  tableRemove,
+  tableRows,
+  tableSegmentsFor,
+  tableSize,
+  tableUsed,
+} from './block-table';
+import {
+  deviceBlocks,
+  devicePoll,
+  deviceRelease,
+  deviceState,
+  deviceWrite,
+  initDevice,
+  OperationState,
+} from './device';
+import { fillStep, initFills } from './fills';
+import { LOG_START_BLOCK, SEGMENT_BLOCKS } from './format';
+import { initReclaim, reclaimStep } from './reclaim';
+import { initRecordLog, logFailed, logFreeSegments, recordLogOverhead, recordLogStep } from './record-log';
+import { initRecovery, recoveryError, recoveryReady, recoveryStep, SEGMENTS_MIN } from './recovery';
+import { nextSuperblock, StoreError, superblock } from './superblock';
+
+/** Staging must hold a segment, which recovery reads at once, and room to go on while it is written. */
+const RING_SIZE_MIN: u32 = 2 << 20;
+const RING_SIZE_MAX: u32 = 8 << 20;
+
+let superblockOperation: i32 = -1;
+let imageSectors: u64 = 0;
+
+/** How much of `available` bytes of memory the store takes; 0 when that is too little for any store. Half of it at most goes to
+ * the table: a device with more blocks than that describes is used in part. */
+export function localStoreMemory(available: u32): u32 {
+  const ring = ringSize(available);
+  if (available < ring + recordLogOverhead(SEGMENTS_MIN) + <u32>tableSize(SEGMENTS_MIN)) return 0;
+  const segments = segmentsFor(available);
+  return ring + recordLogOverhead(segments) + <u32>tableSize(segments);
+}
+
+function ringSize(available: u32): u32 {
+  return min(max((available / 16) & ~(BLOCK_SIZE - 1), RING_SIZE_MIN), RING_SIZE_MAX);
+}
+
+function segmentsFor(available: u32): u32 {
+  const blocks = deviceBlocks();
+  const onDevice = blocks > LOG_START_BLOCK ? (blocks - LOG_START_BLOCK) / SEGMENT_BLOCKS : 0;
+  return max(min(onDevice, tableSegmentsFor(available / 2)), SEGMENTS_MIN);
+}
+
+/** Takes localStoreMemory(available) bytes at `arena`, which is 4 KiB aligned. */
+export function initLocalStore(arena: usize, available: u32): void {
+  const segments = segmentsFor(available);
+  const ring = ringSize(available) + recordLogOverhead(segments);
+  initDevice();
+  initRecordLog(arena, ring, segments);
+  initTable(arena + ring, SEGMENTS_MIN);
+  initRecovery(arena + ring, segments);
+  initReclaim();
+  initFills();
+  superblockOperation = -1;
+  imageSectors = 0;
+  statistics.storeState = StoreState.STARTING;
+}
+
+/** True when the log takes and gives. */
+export function localStoreReady(): bool {
+  return recoveryReady();
+}
+
+export function localStoreRefused(): bool {
+  return recoveryError() != StoreError.NONE;
+}
+
+/** Goes on as far as it can. True when anything moved. */
+export function localStoreStep(): bool {
+  let progressed = devicePoll();
+  if (!recoveryReady()) {
+    progressed = recoveryStep() || progressed;
+    if (localStoreRefused()) statistics.storeState = StoreState.REFUSED;
+    statistics.storeError = recoveryError();
+  } else {
+    progressed = reclaimStep() || progressed;
+    progressed = fillStep() || progressed;
+    progressed = superblockStep() || progressed;
+    countUp();
+  }
+  return recordLogStep() || progressed;
+}
+
+function countUp(): void {
+  statistics.storeState = logFailed() ? StoreState.FAILED : StoreState.READY;
+  statistics.storeBlocks = tableRows();
+  statistics.storeBlocksUsed = tableUsed();
+  statistics.storeSegmentsFree = logFreeSegments();
+}
+
+// The image's size, so that the disk is there without its server
+
+/** Capacity of the image in sectors as it was last told, 0 when it never was. */
+export function storedImageSectors(): u64 {
+  return imageSectors != 0 ? imageSectors : superblock.imageSectors;
+}
+
+/** Remembers the capacity for power-ons without a server. */
+export function storeImageSectors(sectors: u64): void {
+  imageSectors = sectors;
+}
+
+function superblockStep(): bool {
+  if (superblockOperation >= 0) {
+    if (deviceState(superblockOperation) == OperationState.PENDING) return false;
+    deviceRelease(superblockOperation);
+    superblockOperation = -1;
+    return true;
+  }
+  if (imageSectors == 0 || imageSectors == superblock.imageSectors) return false;
+  superblock.imageSectors = imageSectors;
+  const block = nextSuperblock();
+  superblockOperation = deviceWrite(block, 1, STORE_SUPERBLOCK);
+  return true;
+}
+
+// Reading
+
+/** Checks the 4096 bytes at `address` that were read from `row`, and acts when they are not what was written: a block that the
+ * server has is forgotten, one that it does not have is lost. True when they are right. */
+export function storeCheckRead(row: u32, address: usize, readable: bool): bool {
+  statistics.storeBlocksRead += 1;
+  if (readable && MUTANT == Mutant.SKIP_READ_CHECKSUM) return true;
+  if (readable && crc32c(0, address, BLOCK_SIZE) == rowChecksum(row)) return true;
+  statistics.storeBlocksBad += 1;
+  const block = rowKey(row);
+  const dirty = rowDirty(row) != 0;
+  logText(dirty ? 'local store lost a block that the server does not have' : 'local store gave a bad block');
+  logValue('lba', <u64>block * SECTORS_PER_BLOCK);
+  logValue('row', row);
+  logEnd(dirty ? LogLevel.ERROR : LogLevel.WARNING);
+  if (dirty) {
+    setRowValid(row, 0);
+    addRowFlags(row, ROW_LOST);
+  } else if (tableFind(block) == row) {
+    tableRemove(block);
+  }
+  return false;
+}
+
+/** The image server has the block's sectors as they are here. */
+export function storeSetCommitted(row: u32): void {
+  setRowDirty(row, 0);
+}

@@ -1,0 +1,236 @@
+// Local stores that are not as the card left them: a clear refusal or a safe rebuild, and never a wrong byte.
+
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { crc32c } from '../../host/card/crc32c.js';
+import type { CardSettings } from '../../host/card/settings.js';
+import type { StoreError } from '../../host/card/statistics.js';
+import { SimulatedStore } from '../../host/simulation/simulated-store.js';
+import { StoreRig } from './rig.js';
+
+const LOG_START = 16;
+const SEGMENT = 256;
+const SUPERBLOCKS = [0, 1, 2, 3];
+
+/** A card that has been off properly: `dirty` writes are not with the server. */
+function usedRig(dirty: number, settings: Partial<CardSettings> = {}): StoreRig {
+  const rig = new StoreRig({ settings });
+  rig.powerOn();
+  for (let i = 0; i < 30; i++) rig.write(i * 20, 9);
+  rig.drain();
+  rig.pass(2000);
+  rig.setReachable(false);
+  for (let i = 0; i < dirty; i++) rig.write(i * 8, 8);
+  rig.powerOff();
+  rig.store.powerCut({ kind: 'keep-all', sectors: 0 });
+  return rig;
+}
+
+function sealSuperblock(data: Uint8Array): void {
+  new DataView(data.buffer, data.byteOffset).setUint32(8, crc32c(data.subarray(12, 512)), true);
+}
+
+interface BadStore {
+  name: string;
+  dirty: number;
+  spoil(rig: StoreRig): void;
+  error: StoreError;
+}
+
+const REFUSED: BadStore[] = [
+  {
+    name: 'something else is on it',
+    dirty: 0,
+    spoil: (rig) => {
+      for (const block of SUPERBLOCKS) rig.store.tamper(block, (data) => data.fill(0x5a));
+    },
+    error: 'foreign',
+  },
+  {
+    name: 'every superblock is half overwritten',
+    dirty: 3,
+    spoil: (rig) => {
+      for (const block of SUPERBLOCKS) rig.store.tamper(block, (data) => data.fill(0x77, 100, 300));
+    },
+    error: 'damaged',
+  },
+  {
+    name: 'a later firmware has formatted it',
+    dirty: 3,
+    spoil: (rig) =>
+      rig.store.tamper(1, (data) => {
+        data[4] = 9;
+        sealSuperblock(data);
+      }),
+    error: 'newer',
+  },
+  {
+    name: 'it is smaller than it was',
+    dirty: 3,
+    spoil: (rig) => {
+      const smaller = new SimulatedStore(17 << 20);
+      for (let block = 0; block < smaller.blocks; block++) {
+        smaller.tamper(block, (data) => data.set(rig.store.bytes.subarray(block * 4096, (block + 1) * 4096)));
+      }
+      rig.store = smaller;
+    },
+    error: 'shrunk',
+  },
+  {
+    name: 'it holds uncommitted writes of another image',
+    dirty: 3,
+    spoil: (rig) => {
+      Object.assign(rig.settings, { exportName: 'other' });
+    },
+    error: 'other-image',
+  },
+  {
+    name: 'the header of a stored record is gone, and a later record shows that it was there',
+    dirty: 9,
+    spoil: (rig) => {
+      const header = findRecords(rig.store, 1, 3)[0];
+      rig.store.tamper(header, (data) => data.fill(0));
+    },
+    error: 'log-damaged',
+  },
+  {
+    name: 'it cannot be read',
+    dirty: 3,
+    spoil: (rig) => {
+      for (let block = 0; block < 16; block++) rig.store.unreadable.add(block);
+    },
+    error: 'device',
+  },
+];
+
+/** Blocks of record headers of a kind, in the first segment, from the `nth` last on. */
+function findRecords(store: SimulatedStore, kind: number, nth: number): number[] {
+  const found: number[] = [];
+  const view = new DataView(store.bytes.buffer);
+  for (let block = LOG_START; block < LOG_START + 4 * SEGMENT; block++) {
+    if (view.getUint32(block * 4096, true) === 0x524c4252 && store.bytes[block * 4096 + 6] === kind) found.push(block);
+  }
+  return found.slice(-nth);
+}
+
+describe('bad local stores', () => {
+  for (const { name, dirty, spoil, error } of REFUSED) {
+    it(`refused: ${name}`, () => {
+      const rig = usedRig(dirty);
+      spoil(rig);
+      rig.setReachable(true);
+      rig.powerOn();
+      assert.deepEqual(
+        { state: rig.card.statistics().storeState, error: rig.card.statistics().storeError },
+        { state: 'refused', error },
+      );
+      assert.equal(rig.card.statistics().sectors, 0, 'there is no disk');
+    });
+  }
+
+  for (const { name, spoil, error } of REFUSED) {
+    if (error === 'device' || error === 'other-image' || error === 'log-damaged') continue;
+    it(`formatted when the settings allow it: ${name}`, () => {
+      const rig = usedRig(0, { formatStore: true });
+      spoil(rig);
+      rig.setReachable(true);
+      rig.powerOn();
+      assert.equal(rig.card.statistics().storeState, 'ready');
+      assert.equal(rig.checkView(), 30);
+      rig.write(7, 99);
+      rig.drain();
+    });
+  }
+
+  it('a store of another image with nothing that its server lacks is rebuilt', () => {
+    const rig = usedRig(0);
+    rig.setReachable(true);
+    Object.assign(rig.settings, { exportName: 'other' });
+    rig.powerOn();
+    assert.ok(rig.log.some((line) => line.includes('formatted')));
+    assert.equal(rig.card.statistics().storeState, 'ready');
+    assert.equal(rig.card.statistics().storeBlocksUsed, 0);
+  });
+
+  it('one superblock of four is enough', () => {
+    for (const kept of SUPERBLOCKS) {
+      const rig = new StoreRig();
+      // As many power-ons as it takes for the newest copy to lie there.
+      for (let i = 0; i < 4; i++) {
+        rig.setReachable(true);
+        rig.powerOn();
+        rig.write(i * 9, 9);
+        rig.drain();
+        rig.powerOff();
+        rig.store.powerCut({ kind: 'keep-all', sectors: 0 });
+      }
+      for (const block of SUPERBLOCKS) if (block !== kept) rig.store.tamper(block, (data) => data.fill(0xee, 0, 512));
+      rig.powerOn();
+      assert.equal(rig.card.statistics().storeState, 'ready', `copy ${kept}`);
+      assert.equal(rig.checkView(), 4);
+    }
+  });
+
+  it('a store that is larger than before is used as before', () => {
+    const rig = usedRig(5);
+    const larger = new SimulatedStore(40 << 20);
+    for (let block = 0; block < rig.store.blocks; block++) {
+      larger.tamper(block, (data) => data.set(rig.store.bytes.subarray(block * 4096, (block + 1) * 4096)));
+    }
+    rig.store = larger;
+    rig.setReachable(true);
+    rig.powerOn();
+    assert.equal(rig.checkView(), 35);
+    rig.drain();
+  });
+
+  it('a bad block that the server has is fetched again', () => {
+    const rig = usedRig(0);
+    for (const header of findRecords(rig.store, 1, 30)) rig.store.tamper(header + 1, (data) => data.fill(1, 7, 9));
+    rig.setReachable(true);
+    rig.powerOn();
+    assert.equal(rig.checkView(), 30);
+  });
+
+  it('a rotten block that only the card has gives UNC, others are read, and nothing wrong reaches the server', () => {
+    const rig = usedRig(9);
+    const header = findRecords(rig.store, 1, 4)[0];
+    rig.store.tamper(header + 1, (data) => data.fill(1, 7, 9));
+    rig.setReachable(true);
+    rig.powerOn();
+    const { data, failed, error } = rig.read(5 * 8, 8);
+    assert.deepEqual({ failed, error }, { failed: true, error: 0x40 }, data.subarray(0, 16).toString('hex'));
+    assert.equal(rig.read(3 * 8, 8).failed, false);
+    rig.pass(30_000);
+    assert.equal(rig.generation, 30, 'the log is not sent with a hole in it');
+    assert.ok(rig.log.some((line) => line.startsWith('error')));
+  });
+
+  it('a store that stops writing gives device faults, and reads go on', () => {
+    const rig = usedRig(0);
+    rig.setReachable(true);
+    rig.powerOn();
+    rig.store.failWrites = true;
+    const { failed, status } = rig.write(0, 8);
+    assert.ok(failed && (status & 0x20) !== 0, 'DF');
+    assert.equal(rig.read(100, 8).failed, false);
+    assert.equal(rig.card.statistics().storeState, 'failed');
+  });
+
+  it('a flush that fails now and then costs nothing', () => {
+    const rig = usedRig(0);
+    rig.setReachable(true);
+    rig.powerOn();
+    let count = 0;
+    rig.store.onStart = ({ kind }) => {
+      if (kind === 'flush') rig.store.failFlushes = count++ % 2 === 0;
+    };
+    for (let i = 0; i < 10; i++) assert.equal(rig.write(i * 3, 5).failed, false);
+    rig.powerOff();
+    rig.store.powerCut({ kind: 'lose-all' });
+    rig.store.onStart = () => {};
+    rig.store.failFlushes = false;
+    rig.powerOn();
+    assert.equal(rig.checkView(), 40);
+  });
+});

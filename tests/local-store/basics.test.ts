@@ -1,0 +1,73 @@
+// The local store in ordinary life: writes, power cycles, work without a server.
+
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { StoreRig } from './rig.js';
+
+describe('local store', () => {
+  it('writes reach the master image in order', () => {
+    const rig = new StoreRig();
+    rig.powerOn();
+    for (let i = 0; i < 50; i++) rig.write((i * 37) % 4000, 1 + (i % 40));
+    assert.equal(rig.checkView(), 50);
+    rig.drain();
+    assert.equal(rig.generation, 50);
+  });
+
+  it('an acknowledged write survives a power cut without a flush, and without the server', () => {
+    const rig = new StoreRig();
+    rig.powerOn();
+    rig.write(100, 8);
+    rig.drain();
+    rig.setReachable(false);
+    for (let i = 0; i < 20; i++) assert.equal(rig.write(i * 16, 12).failed, false);
+    rig.powerOff();
+    rig.store.powerCut({ kind: 'lose-all' });
+    rig.powerOn();
+    assert.notEqual(rig.card.statistics().linkState, 'up');
+    assert.equal(rig.read(0, 12).failed, false);
+    assert.ok(rig.card.statistics().lagBytes >= 20 * 12 * 512);
+    rig.setReachable(true);
+    rig.pass(15_000);
+    assert.equal(rig.checkView(), 21);
+    rig.drain();
+  });
+
+  for (const point of ['received', 'stored'] as const) {
+    it(`FLUSH CACHE is not answered before the store has flushed: writes are done at "${point}"`, () => {
+      const rig = new StoreRig({ settings: { acknowledgementPoint: point } });
+      rig.powerOn();
+      rig.setReachable(false);
+      rig.store.holdFlushes = point === 'received';
+      assert.equal(rig.write(100, 8).failed, false);
+      rig.store.holdFlushes = true;
+      // At "stored" the write is stored already: a flush has nothing to wait for.
+      rig.startFlush();
+      rig.pass(1_000);
+      assert.equal(rig.busy, point === 'received');
+      rig.store.release();
+      assert.equal(rig.end().failed, false);
+      rig.powerOff();
+      rig.store.powerCut({ kind: 'lose-all' });
+      rig.powerOn();
+      rig.setReachable(true);
+      assert.equal(rig.checkView(), 1);
+    });
+  }
+
+  it('with the write cache off (SET FEATURES 82h) a write is done when it is stored, whatever the point', () => {
+    const rig = new StoreRig({ settings: { acknowledgementPoint: 'received' } });
+    rig.powerOn();
+    rig.setReachable(false);
+    assert.equal(rig.setWriteCache(false).failed, false);
+    rig.store.holdFlushes = true;
+    rig.startWrite(100, 8);
+    rig.pass(1_000);
+    assert.equal(rig.busy, true);
+    rig.store.release();
+    assert.equal(rig.end().failed, false);
+    assert.equal(rig.setWriteCache(true).failed, false);
+    rig.store.holdFlushes = true;
+    assert.equal(rig.write(200, 8).failed, false);
+  });
+});

@@ -1,0 +1,126 @@
+// What the PC did, and the question that everything comes down to: is this the disk after a prefix of it?
+
+import assert from 'node:assert/strict';
+
+export const SECTOR = 512;
+
+interface WriteCommand {
+  lba: number;
+  sectors: number;
+  /** It ended with an error: some of its sectors may be written. */
+  failed?: boolean;
+}
+
+/** Sector `lba` as write number `id` made it; number 0 is the disk at the beginning. */
+export function fillSector(target: Uint8Array, lba: number, id: number): void {
+  const view = new DataView(target.buffer, target.byteOffset, SECTOR);
+  for (let at = 0; at < SECTOR; at += 8) {
+    view.setUint32(at, lba, true);
+    view.setUint32(at + 4, id ^ Math.imul(at, 0x9e3779b1), true);
+  }
+}
+
+/** The number of the write that made this sector; fails when it is not sector `lba` of any write. */
+export function sectorId(data: Uint8Array, lba: number): number {
+  const view = new DataView(data.buffer, data.byteOffset, SECTOR);
+  const id = view.getUint32(4, true);
+  for (let at = 0; at < SECTOR; at += 8) {
+    assert.equal(view.getUint32(at, true), lba, `sector ${lba} holds another sector, or a mixture`);
+    assert.equal((view.getUint32(at + 4, true) ^ Math.imul(at, 0x9e3779b1)) >>> 0, id, `sector ${lba} is a mixture`);
+  }
+  return id;
+}
+
+export class History {
+  readonly sectors: number;
+  /** Commands in the order in which the PC gave them; number n is at n - 1. */
+  #commands: WriteCommand[] = [];
+  /** How many of them the PC was told are done. */
+  acknowledged = 0;
+
+  constructor(sectors: number) {
+    this.sectors = sectors;
+  }
+
+  get issued(): number {
+    return this.#commands.length;
+  }
+
+  /** The data of the PC's next write. */
+  next(lba: number, sectors: number): Buffer {
+    this.#commands.push({ lba, sectors });
+    const data = Buffer.alloc(sectors * SECTOR);
+    for (let i = 0; i < sectors; i++) {
+      fillSector(data.subarray(i * SECTOR, (i + 1) * SECTOR), lba + i, this.issued);
+    }
+    return data;
+  }
+
+  acknowledge(): void {
+    this.acknowledged = this.issued;
+  }
+
+  base(): Buffer {
+    const disk = Buffer.alloc(this.sectors * SECTOR);
+    for (let lba = 0; lba < this.sectors; lba++) fillSector(disk.subarray(lba * SECTOR, (lba + 1) * SECTOR), lba, 0);
+    return disk;
+  }
+
+  /** How many commands `disk` is the outcome of: the least number from `low` to `high` that fits; fails when none does. */
+  prefixOf(disk: Uint8Array, low: number, high: number, what: string): number {
+    const found = new Uint32Array(this.sectors);
+    for (let lba = 0; lba < this.sectors; lba++)
+      found[lba] = sectorId(disk.subarray(lba * SECTOR, (lba + 1) * SECTOR), lba);
+    const expected = new Uint32Array(this.sectors);
+    /** What commands that failed may have made of a sector. */
+    const possible = new Map<number, Set<number>>();
+    let applied = 0;
+    let difference = '';
+    let fewest = Number.POSITIVE_INFINITY;
+    for (let count = low; count <= high; count++) {
+      for (; applied < count; applied++) {
+        const { lba, sectors, failed } = this.#commands[applied];
+        if (!failed) expected.fill(applied + 1, lba, lba + sectors);
+        for (let sector = lba; sector < lba + sectors && (failed || possible.size > 0); sector++) {
+          if (!failed) possible.delete(sector);
+          else possible.set(sector, (possible.get(sector) ?? new Set()).add(applied + 1));
+        }
+      }
+      let wrong = 0;
+      let at = -1;
+      for (let lba = 0; lba < this.sectors; lba++) {
+        if (found[lba] === expected[lba] || possible.get(lba)?.has(found[lba])) continue;
+        if (wrong === 0) at = lba;
+        wrong += 1;
+      }
+      if (wrong === 0) return count;
+      if (wrong >= fewest) continue;
+      fewest = wrong;
+      difference = `after ${count}, ${wrong} sectors are wrong; sector ${at} should be of write ${expected[at]} and is of ${found[at]}`;
+    }
+    assert.fail(`${what} is no prefix of ${low} to ${high} writes; nearest: ${difference}`);
+  }
+
+  /** True when write number `id` may be what sector `lba` is of after all commands so far. */
+  isCurrent(lba: number, id: number): boolean {
+    for (let command = this.issued; command > 0; command--) {
+      const { lba: first, sectors, failed } = this.#commands[command - 1];
+      if (lba < first || lba >= first + sectors) continue;
+      if (command === id) return true;
+      if (!failed) return false;
+    }
+    return id === 0;
+  }
+
+  /** The last command ended with an error: nobody knows which of its sectors are written. */
+  fail(): void {
+    this.#commands[this.issued - 1].failed = true;
+    this.acknowledge();
+  }
+
+  /** What came after `count` commands never happened. */
+  truncate(count: number): void {
+    this.#commands.length = count;
+    this.acknowledged = count;
+  }
+}
