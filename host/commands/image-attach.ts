@@ -63,7 +63,10 @@ async function holdFuse(fuse: NbdFuse): Promise<boolean> {
 
 function interrupted(): Promise<void> {
   return new Promise((resolve) => {
+    // Listening for signals alone does not keep a process alive.
+    const alive = setInterval(() => {}, 2 ** 30);
     const done = () => {
+      clearInterval(alive);
       process.off('SIGINT', done);
       process.off('SIGTERM', done);
       resolve();
