@@ -141,7 +141,7 @@ test('clone, branch, snapshot, rollback, diff, log, rename, rm', async () => {
   assert.equal(await value(store, 'c/fix', 9), 9);
   assert.throws(() => store.open('a', CLIENT), ExportRefused);
   await admin.rm('c/fix', false);
-  await admin.rm('c', false);
+  await admin.rm('c', true);
   await admin.rm('b', false);
   await admin.gc(null);
   assert.equal(store.index.blobCount(), 0, 'nothing is left of images that are gone');
