@@ -153,3 +153,15 @@ export function decodeChanges(bytes: Buffer): { since: number; ranges: Ranges } 
   }
   return { since: Number(bytes.readBigUInt64LE(8)), ranges };
 }
+
+/** Where in the list the first range is that ends after `block`. */
+export function firstEndingAfter(ranges: Ranges, block: number): number {
+  let low = 0;
+  let high = ranges.length / 2;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (ranges[2 * middle + 1] <= block) low = middle + 1;
+    else high = middle;
+  }
+  return 2 * low;
+}

@@ -6,7 +6,7 @@
 
 import { type Client, type Done, ExportError, type Extent, type OpenExport } from '../server/export.js';
 import { NBD_STATE_HOLE, NBD_STATE_ZERO } from '../server/nbd-protocol.js';
-import { NO_RANGES, RangeCollector, type Ranges, union } from './changes.js';
+import { firstEndingAfter, NO_RANGES, RangeCollector, type Ranges, union } from './changes.js';
 import type { Line } from './line.js';
 import { Overlay, UNCHANGED, ZERO_BLOCK } from './overlay.js';
 import type { Store } from './store.js';
@@ -493,7 +493,7 @@ export class LineExport implements OpenExport {
       return extents;
     }
     const changed = this.changedSince(context);
-    let index = lowerBound(changed, Math.floor(at / BLOCK_SIZE));
+    let index = firstEndingAfter(changed, Math.floor(at / BLOCK_SIZE));
     while (at < end) {
       const first = index < changed.length ? changed[index] * BLOCK_SIZE : end;
       const inside = first <= at;
@@ -533,16 +533,4 @@ export class LineExport implements OpenExport {
     }
     return ranges;
   }
-}
-
-/** Where in the list the first range is that ends after `block`. */
-function lowerBound(ranges: Ranges, block: number): number {
-  let low = 0;
-  let high = ranges.length / 2;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if (ranges[2 * middle + 1] <= block) low = middle + 1;
-    else high = middle;
-  }
-  return 2 * low;
 }
