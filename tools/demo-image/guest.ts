@@ -12,6 +12,8 @@ export const DATA_FOLDER = '/data';
 const KERNEL_PARAMETERS = [
   'console=ttyS0,115200n8',
   'quiet',
+  // An emulated PC has no MP table and no machine checks, which the kernel calls errors. rc lets it speak again.
+  'loglevel=2',
   // An emulated PC: its clock is what it is, it has no ACPI, and it runs nothing but what its user types.
   'tsc=reliable',
   'no_timer_check',
@@ -55,6 +57,7 @@ hostname demo
 for module in $(cat /lib/modules/order); do
   insmod "/lib/modules/$module.ko" || echo "rc: cannot load $module"
 done
+echo 4 > /proc/sys/kernel/printk
 /sbin/wait-for ${DATA_DEVICE} && mount -o noatime ${DATA_DEVICE} ${DATA_FOLDER} ||
   echo "rc: no data partition at ${DATA_DEVICE}"
 `;
