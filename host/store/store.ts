@@ -206,6 +206,11 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     this.unlock();
   }
 
+  /** Of the file system; null in a simulation. */
+  freeBytes(): number | null {
+    return this.options.freeBytes?.() ?? null;
+  }
+
   nowMs(): number {
     return this.options.nowMs?.() ?? Date.now();
   }
