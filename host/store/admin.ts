@@ -13,7 +13,7 @@ import { checkImageName, checkLineName, parseExportName } from './names.js';
 import { checkFormat } from './qemu-img.js';
 import { DEFAULT_RETENTION, parseRetention } from './retention.js';
 import type { LineInfo, Store } from './store.js';
-import { BLOCK_SIZE, type BlockRange, TreeView } from './tree.js';
+import { BLOCK_SIZE, TreeView } from './tree.js';
 import { type VerifyReport, verify } from './verify.js';
 
 export type AdminProgress = (done: number, total: number) => void;
@@ -166,10 +166,11 @@ async function diff(store: Store, from: string, to: string): Promise<ByteRange[]
   const view = new TreeView(store.nodes, Buffer.from(newer.root, 'hex'), newer.size);
   try {
     const end = Math.max(record.size, newer.size);
-    return store.changedRanges(record, view).map(({ first, count }: BlockRange) => ({
-      offset: first * BLOCK_SIZE,
-      length: Math.min((first + count) * BLOCK_SIZE, end) - first * BLOCK_SIZE,
-    }));
+    const ranges = store.differingRanges(record, view);
+    return Array.from({ length: ranges.length / 2 }, (_, index) => {
+      const offset = ranges[2 * index] * BLOCK_SIZE;
+      return { offset, length: Math.min(ranges[2 * index + 1] * BLOCK_SIZE, end) - offset };
+    });
   } finally {
     view.close();
   }

@@ -2,6 +2,7 @@
 
 import { Failure } from '../failure.js';
 import { type CardState, generationId } from './cards.js';
+import { blocksIn, decodeChanges, encodeChanges, type Ranges, union } from './changes.js';
 import { exportImage } from './image-export.js';
 import { importImage } from './image-import.js';
 import { emptyBatch, type IndexBatch } from './index.js';
@@ -154,8 +155,7 @@ export class Images {
     const timeMs = Math.max(this.store.nowMs(), line.lastTimeMs);
     const view = new TreeView(this.store.nodes, root, size);
     const before = new TreeView(this.store.nodes, Buffer.from(previous.root, 'hex'), previous.size);
-    let changedBlocks = 0;
-    for (const range of difference(this.store.nodes, before, view)) changedBlocks += range.count;
+    const changed = difference(this.store.nodes, before, view);
     before.close();
     // From here on no epoch can be committed on the old head: every reader's generation is behind, and writers end.
     line.head = generation;
@@ -173,11 +173,12 @@ export class Images {
       timeMs,
       who,
       why,
-      changedBlocks,
+      changedBlocks: blocksIn(changed),
       from: generation,
       id,
     };
     batch.records.push([generationKey(record.id, generation), made], [`line/${line.name}`, record]);
+    batch.changes.push([generationKey(record.id, generation), encodeChanges(previous.generation, changed)]);
     try {
       await this.store.index.apply(batch);
     } catch (error) {
@@ -292,8 +293,10 @@ export class Images {
     await restOfDigest(line);
     const batch = emptyBatch();
     batch.records.push([`line/${name}`, undefined]);
-    for (const [key] of this.store.index.records(generationPrefix(line.record.id)))
+    for (const [key] of this.store.index.records(generationPrefix(line.record.id))) {
       batch.records.push([key, undefined]);
+      batch.changes.push([key, undefined]);
+    }
     await this.store.index.apply(batch);
     this.store.linesById.delete(line.record.id);
     for (const pending of line.pending.splice(0)) this.store.releasePending(pending);
@@ -308,11 +311,35 @@ export class Images {
   private async forgetNow(line: Line, generations: number[]): Promise<void> {
     const cards = Object.values(line.record.cards ?? {}).flatMap((it) => [it.generation, it.known]);
     const kept = new Set([line.record.head, ...Object.values(line.record.tags), ...cards]);
-    const batch: IndexBatch = emptyBatch();
-    for (const generation of generations) {
-      if (!kept.has(generation)) batch.records.push([generationKey(line.record.id, generation), undefined]);
+    const forgotten = new Set(generations.filter((generation) => !kept.has(generation)));
+    if (forgotten.size === 0) return;
+    await this.store.index.apply(this.forgetBatch(line, forgotten));
+  }
+
+  /** The change lists of what is forgotten become part of the list of the next generation that is kept. */
+  private forgetBatch(line: Line, forgotten: Set<number>): IndexBatch {
+    const batch = emptyBatch();
+    let since: number | null = null;
+    let lists: (Ranges | null)[] = [];
+    for (const { generation } of this.store.generations(line.name)) {
+      const key = generationKey(line.record.id, generation);
+      const bytes = this.store.index.changes(key);
+      const list = bytes === null ? null : decodeChanges(bytes);
+      if (forgotten.has(generation)) {
+        batch.records.push([key, undefined]);
+        if (bytes !== null) batch.changes.push([key, undefined]);
+        lists.push(list?.ranges ?? null);
+        continue;
+      }
+      if (lists.length > 0 && bytes !== null) {
+        const all = [...lists, list?.ranges ?? null].filter((it) => it !== null);
+        const whole = since !== null && all.length === lists.length + 1;
+        batch.changes.push([key, whole ? encodeChanges(since!, union(all)) : undefined]);
+      }
+      since = generation;
+      lists = [];
     }
-    await this.store.index.apply(batch);
+    return batch;
   }
 
   /** Forgets the generations that the retention does not keep; returns how many. */
