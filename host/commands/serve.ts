@@ -7,6 +7,7 @@ import { OPEN_CONFIG, readConfig } from '../server/config.js';
 import { ControlServer } from '../server/control.js';
 import { apiRoutes } from '../server/http-api.js';
 import { metricsRoute } from '../server/http-metrics.js';
+import { replicationRoutes } from '../server/http-replication.js';
 import { HttpServer } from '../server/http-server.js';
 import { type ListenAddress, parseListen } from '../server/listen.js';
 import { ImageServer, type Log } from '../server/server.js';
@@ -45,7 +46,11 @@ async function serve(options: Options): Promise<void> {
   const { tls, connectionsMax, connectionsPerClientMax } = config;
   const server = new ImageServer({ exports: store, listen, log, tls, connectionsMax, connectionsPerClientMax });
   const control = new ControlServer(store, log);
-  const routes = [...apiRoutes(store, config), metricsRoute({ store, server, http: () => http })];
+  const routes = [
+    ...apiRoutes(store, config),
+    ...replicationRoutes(store, config),
+    metricsRoute({ store, server, http: () => http }),
+  ];
   const http: HttpServer = new HttpServer({ store, config, configured: options.config !== undefined, routes, log });
   try {
     await server.listen();
