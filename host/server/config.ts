@@ -179,7 +179,8 @@ function tlsOf(value: unknown, folder: string, where: string, key: TlsSettings['
     ...(ca === undefined ? {} : { ca }),
     minVersion: 'TLSv1.2',
     // Keys of TLS 1.3 go with SHA-256: with a SHA-384 suite first OpenSSL passes over the key and asks for a certificate.
-    ciphers: `TLS_AES_128_GCM_SHA256:${tls.DEFAULT_CIPHERS}:${PSK_CIPHERS}`,
+    // Node's list ends in !PSK, which would keep every key of TLS 1.2 out for good; -PSK lets ours come behind it.
+    ciphers: `TLS_AES_128_GCM_SHA256:${tls.DEFAULT_CIPHERS.replace('!PSK', '-PSK')}:${PSK_CIPHERS}`,
     honorCipherOrder: true,
     // OpenSSL refuses a key of TLS 1.3 without one when certificates are asked for too.
     sessionIdContext: 'ribbon',
