@@ -243,6 +243,7 @@ export class Connection {
           return true;
         }
         const { socket } = connection;
+        if (inside) connection.collect();
         const left = inside ? bytes : writeNow(socket, bytes);
         if (left === null) {
           sent();
@@ -312,6 +313,20 @@ export class Connection {
     inner.on('data', (bytes: Buffer) => {
       this.deliver(bytes);
       if (this.left !== null) inner.pause();
+    });
+  }
+
+  private collecting = false;
+
+  /** Inside TLS every request comes in a record, and an event, of its own: the replies to those that came together leave together. */
+  private collect(): void {
+    if (this.collecting) return;
+    this.collecting = true;
+    const { socket } = this;
+    socket.cork();
+    setImmediate(() => {
+      this.collecting = false;
+      socket.uncork();
     });
   }
 
