@@ -11,6 +11,7 @@ const BENCHMARKS: Record<string, () => Promise<Benchmark>> = {
   nbd: async () => (await import('../bench/nbd.js')).default,
   arm: async () => (await import('../bench/arm.js')).default,
   store: async () => (await import('../bench/store.js')).default,
+  sizing: async () => (await import('../bench/sizing.js')).default,
 };
 
 interface Options {
