@@ -4,7 +4,17 @@
 // What the store says is durable is compared with what it gives: each generation's changed blocks are read through the
 // connection as it commits, and all of them again, from a new connection, after every crash.
 
-import { type Client, type Done, ExportError, type Exports, type Extent, type OpenExport } from '../server/export.js';
+import {
+  type CardHello,
+  type CardPlace,
+  type Client,
+  type Done,
+  ExportError,
+  ExportRefused,
+  type Exports,
+  type Extent,
+  type OpenExport,
+} from '../server/export.js';
 import { noCodec } from '../store/codec.js';
 import type { Files, StoreFile } from '../store/files.js';
 import { type Index, type IndexBatch, MemoryIndex } from '../store/index.js';
@@ -33,6 +43,7 @@ export class MerkleStore implements ImageBackend {
   readonly exports: Exports = {
     list: (client) => this.#store?.list(client) ?? [],
     open: (name, client) => this.#open(name, client),
+    placeCard: (name, client, hello) => this.#placeCard(name, client, hello),
   };
   full = false;
   unreadable: { from: number; to: number } | null = null;
@@ -160,6 +171,14 @@ export class MerkleStore implements ImageBackend {
     return opened instanceof Promise ? opened.then(wrap) : wrap(opened);
   }
 
+  async #placeCard(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
+    const store = this.#store;
+    if (store === null) throw new ExportRefused('policy', 'the server is starting');
+    this.#world.promises = true;
+    const place = await store.placeCard(name, client, hello);
+    return { ...place, export: place.export === null ? null : new WatchedExport(this, place.export) };
+  }
+
   // For the exports.
 
   received(offset: number, data: Buffer): void {
@@ -170,7 +189,7 @@ export class MerkleStore implements ImageBackend {
   }
 
   /** A commit is handed to the store with these blocks changed. */
-  commit(blocks: Blocks, inner: OpenExport): Done {
+  commit<T>(blocks: Blocks, work: () => Promise<T> | undefined): Promise<T> | undefined {
     const commit = { blocks };
     this.#commits.push(commit);
     this.#world.promises = true;
@@ -179,7 +198,7 @@ export class MerkleStore implements ImageBackend {
       throw error;
     };
     try {
-      return inner.commit()?.catch(failed);
+      return work()?.catch(failed);
     } catch (error) {
       return failed(error);
     }
@@ -242,6 +261,31 @@ class WatchedExport implements OpenExport {
 
   commit(): Done {
     if (this.#epoch.size === 0) return this.#inner.commit();
+    const commit = (blocks: Blocks): Done => this.#backend.commit(blocks, () => this.#inner.commit());
+    const blocks = this.#changed();
+    return blocks instanceof Promise ? blocks.then(commit) : commit(blocks);
+  }
+
+  async commitCard(upTo: number): Promise<{ generation: number; id: string }> {
+    const blocks = await this.#changed();
+    return this.#backend.commit(blocks, () => this.#inner.commitCard!(upTo))!;
+  }
+
+  get lostReason(): string | null {
+    return this.#inner.lostReason ?? null;
+  }
+
+  async writeKnown(offset: number, hash: Buffer): Promise<boolean> {
+    if (!(await this.#inner.writeKnown!(offset, hash))) return false;
+    const bytes = Buffer.alloc(Math.min(BLOCK, this.size - offset));
+    await this.#inner.read(offset, bytes);
+    this.#epoch.add(offset / BLOCK);
+    this.#backend.received(offset, bytes);
+    return true;
+  }
+
+  /** The blocks of the open epoch, which is over. */
+  #changed(): Blocks | Promise<Blocks> {
     const blocks: Blocks = new Map();
     const waits: Promise<void>[] = [];
     for (const block of this.#epoch) {
@@ -251,12 +295,8 @@ class WatchedExport implements OpenExport {
       const done = this.#inner.read(offset, bytes.subarray(0, Math.min(BLOCK, this.size - offset)));
       if (done !== undefined) waits.push(done);
     }
-    return waits.length === 0 ? this.#commit(blocks) : Promise.all(waits).then(() => this.#commit(blocks));
-  }
-
-  #commit(blocks: Blocks): Done {
     this.#epoch.clear();
-    return this.#backend.commit(blocks, this.#inner);
+    return waits.length === 0 ? blocks : Promise.all(waits).then(() => blocks);
   }
 
   metaContexts(query: string): string[] {
