@@ -37,6 +37,8 @@ const WALL_CLOCK_MS = 1_700_000_000_000;
 /** A commit that the store has been asked for and that it has not said to be durable: the blocks that it changes. */
 interface OpenCommit {
   blocks: Blocks;
+  /** Of an administrator: the number of the command that stands for it. */
+  administrator: number | null;
 }
 
 export class MerkleStore implements ImageBackend {
@@ -60,6 +62,8 @@ export class MerkleStore implements ImageBackend {
   #commits: OpenCommit[] = [];
   /** The newest generation that was reported durable. */
   #generation = 1;
+  /** The card's image, or the branch that it is on. */
+  #line = EXPORT_NAME;
   /** Every block that was ever written: those that may differ from the base image. */
   readonly #written = new Set<number>();
 
@@ -76,6 +80,54 @@ export class MerkleStore implements ImageBackend {
 
   get busy(): boolean {
     return this.#commits.length > 0;
+  }
+
+  /** The card goes on, on a branch: that is its image from now on. */
+  #conflict(line: string, base: number): void {
+    this.#world.watch(() => {
+      this.#world.trace('server', `conflict: the card is on ${line} from generation ${base}`);
+      if (line === this.#line)
+        throw new Violation('O6', `the card is refused at generation ${base}, and nothing was lost`);
+      this.#line = line;
+      this.#generation = base;
+      this.#watcher.conflict(base);
+    });
+  }
+
+  /** Somebody else writes these blocks of the card's image; false when the server does not let them now. */
+  async administrate(blocks: Blocks, number: number): Promise<boolean> {
+    const store = this.#store;
+    if (store === null) return false;
+    this.#world.promises = true;
+    let opened: OpenExport | null = null;
+    try {
+      opened = await store.open(this.#line, { ...CLIENT, identity: 'administrator' });
+      for (const [block, bytes] of blocks) {
+        await opened.write(block * BLOCK, bytes.subarray(0, Math.min(BLOCK, this.size - block * BLOCK)));
+        this.#written.add(block);
+      }
+      if (this.#store !== store) return false;
+      this.#world.promises = true;
+      await this.commit(blocks, () => opened!.commit(), number);
+      return true;
+    } catch (error) {
+      this.#world.trace('administrator', `not now: ${(error as Error).message}`);
+      return false;
+    } finally {
+      await opened?.close(false);
+    }
+  }
+
+  /** The newest content of a block, when the store is up. */
+  async read(block: number): Promise<Buffer | null> {
+    const store = this.#store;
+    if (store === null) return null;
+    this.#world.promises = true;
+    const opened = await store.open(this.#line, CLIENT);
+    const bytes = Buffer.alloc(BLOCK);
+    await opened.read(block * BLOCK, bytes.subarray(0, Math.min(BLOCK, this.size - block * BLOCK)));
+    await opened.close(false);
+    return bytes;
   }
 
   /** Opens the store on what is left, and looks whether everything that was durable is there. */
@@ -105,8 +157,11 @@ export class MerkleStore implements ImageBackend {
     if (this.#disk !== disk) return;
     if (!store.has(EXPORT_NAME)) await store.images.create(EXPORT_NAME, this.size);
     if (this.#disk !== disk) return;
-    store.on('commit', (_line, generation) => {
-      if (this.#disk === disk) this.#durable(generation);
+    store.on('commit', (line, generation) => {
+      if (this.#disk === disk && line === this.#line && generation > this.#generation) this.#durable(generation);
+    });
+    store.on('conflict', (line, base) => {
+      if (this.#disk === disk) this.#conflict(line, base);
     });
     this.#store = store;
     await this.#recovered(store);
@@ -114,7 +169,12 @@ export class MerkleStore implements ImageBackend {
 
   /** Commits that were under way have become generations or not, in order; nothing else has changed. */
   async #recovered(store: Store): Promise<void> {
-    const head = store.generation(EXPORT_NAME);
+    if (!store.has(this.#line)) throw new Violation('O6', `the branch ${this.#line} is gone`);
+    // A branch whose making was not reported before the crash.
+    const own = Object.values(store.line(EXPORT_NAME).record.cards ?? {}).find((it) => it.branch !== undefined)?.branch;
+    if (own !== undefined && `${EXPORT_NAME}/${own}` !== this.#line)
+      this.#conflict(`${EXPORT_NAME}/${own}`, store.line(`${EXPORT_NAME}/${own}`).record.first);
+    const head = store.generation(this.#line);
     this.#world.trace('store', `open at generation ${head}, ${this.#generation} was reported`);
     if (head < this.#generation) {
       throw new Violation(
@@ -133,7 +193,7 @@ export class MerkleStore implements ImageBackend {
     const blocks: Blocks = new Map();
     const store = this.#store;
     if (store === null) return blocks;
-    const opened = await store.open(EXPORT_NAME, CLIENT);
+    const opened = await store.open(this.#line, CLIENT);
     for (const block of [...this.#written].sort((a, b) => a - b)) {
       const bytes = Buffer.alloc(BLOCK);
       await opened.read(block * BLOCK, bytes.subarray(0, Math.min(BLOCK, this.size - block * BLOCK)));
@@ -159,7 +219,8 @@ export class MerkleStore implements ImageBackend {
         throw new Violation('O2', `generation ${generation} after ${this.#generation}, and nobody has committed it`);
       }
       this.#generation = generation;
-      this.#watcher.committed(generation, commit.blocks);
+      if (commit.administrator === null) this.#watcher.committed(generation, commit.blocks);
+      else this.#watcher.administrated(generation, commit.administrator, commit.blocks);
     });
   }
 
@@ -189,8 +250,12 @@ export class MerkleStore implements ImageBackend {
   }
 
   /** A commit is handed to the store with these blocks changed. */
-  commit<T>(blocks: Blocks, work: () => Promise<T> | undefined): Promise<T> | undefined {
-    const commit = { blocks };
+  commit<T>(
+    blocks: Blocks,
+    work: () => Promise<T> | undefined,
+    administrator: number | null = null,
+  ): Promise<T> | undefined {
+    const commit: OpenCommit = { blocks, administrator };
     this.#commits.push(commit);
     this.#world.promises = true;
     const failed = (error: unknown): never => {
