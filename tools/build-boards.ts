@@ -20,6 +20,7 @@ const RUNTIME_FILES = [
   'deflate.c',
   'aot_runtime.c',
   'crash.c',
+  'crc32c.c',
   'engine.c',
   'engine_aot.c',
   'engine_wasm3.c',
