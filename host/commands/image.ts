@@ -10,6 +10,7 @@ import { type AdminOperations, type AdminProgress, adminOperations } from '../st
 import { DEFAULT_RETENTION } from '../store/retention.js';
 import { Store } from '../store/store.js';
 import { DEFAULT_STORE } from './serve.js';
+import * as verifyPrefix from './verify-prefix.js';
 
 interface Options {
   store: string;
@@ -158,6 +159,7 @@ export function register(program: Command): void {
     '--retention <rules>',
     `SPACING:AGE,… youngest first; default ${DEFAULT_RETENTION}; "all:ever" forgets nothing`,
   );
+  verifyPrefix.register(image);
 }
 
 async function withAdmin(options: Options, work: (admin: AdminOperations) => Promise<void>): Promise<void> {
