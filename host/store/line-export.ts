@@ -386,7 +386,10 @@ export class LineExport implements OpenExport {
         () => this.commit(),
       );
     }
-    if (this.epochEmpty) return this.line.pending.at(-1)?.durable;
+    if (this.epochEmpty) {
+      const newest = this.line.pending.at(-1);
+      return newest === undefined || newest.isDurable ? undefined : newest.durable;
+    }
     if (this.line.writer !== this) throw new ExportError('ESHUTDOWN', 'another connection has become the writer');
     const done = this.store.commitEpoch(this.line, this.epoch, this.base, this.baseBlocks, this.client.identity);
     this.epoch = new Overlay();

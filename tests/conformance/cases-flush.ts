@@ -57,15 +57,18 @@ export const FLUSH_CASES: ConformanceCase[] = [
       const [disk] = rig.disks;
       await pc.ready();
       disk.commits.hold();
-      const write = pc.writePio(0x30, lba28(20, 8), pattern(20, 8, 1));
+      pc.start(0x30, lba28(20, 1));
+      await pc.ready();
+      for (const word of new Uint32Array(pattern(20, 1, 1).slice().buffer)) rig.cable.writeData32(word);
       await rig.until(() => disk.commits.waiting > 0);
       await rig.pass(20);
       assert.equal(pc.status & (STATUS_BSY | STATUS_DF | STATUS_ERR | STATUS_DRQ), STATUS_BSY);
       disk.commits.release();
-      assertSuccess(await write);
+      await pc.ready();
+      assertSuccess(pc.ending());
       await pc.succeed(0xe7);
       assert.equal(disk.commitsDone, 1);
-      assert.deepEqual(Buffer.from(disk.image.subarray(20 * SECTOR, 28 * SECTOR)), pattern(20, 8, 1));
+      assert.deepEqual(Buffer.from(disk.image.subarray(20 * SECTOR, 21 * SECTOR)), pattern(20, 1, 1));
     },
   },
   {
