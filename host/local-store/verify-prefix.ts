@@ -10,8 +10,6 @@ import { BLOCK_SECTORS, BLOCK_SIZE, RecordFlag, RecordKind, SECTOR_SIZE } from '
 import type { Master } from './nbd-image.js';
 import type { LogBlock, LogRecord, StoreLog } from './read-store.js';
 
-/** 2 TiB of blocks, a bit each. */
-const SEEN_SIZE = 2 ** 29 / 8;
 const EXAMPLES_MAX = 20;
 const COUNTEREXAMPLES_MAX = 10_000;
 
@@ -176,15 +174,13 @@ async function* cleanBlocks(
   log: StoreLog,
   master: Master,
 ): AsyncGenerator<{ image: number; valid: number; equal: number | null }> {
-  const seen = new Uint8Array(SEEN_SIZE);
+  const seen = new BlockSet();
   for (let segment = log.head; segment >= log.tail; segment--) {
     for (const record of [...log.recordsOf(segment)].reverse()) {
       // What was merged into later records is not committed either, and never was a generation.
       if (record.isVoid || (log.isWrite(record) && record.number > log.progress.committed)) continue;
       for (const block of [...log.blocksOf(record)].reverse()) {
-        const byte = Math.floor(block.image / 8);
-        if (byte >= SEEN_SIZE || (seen[byte] & (1 << (block.image % 8))) !== 0) continue;
-        seen[byte] |= 1 << (block.image % 8);
+        if (!seen.add(block.image)) continue;
         if (block.valid === 0) {
           yield { image: block.image, valid: 0, equal: null };
           continue;
@@ -194,6 +190,23 @@ async function* cleanBlocks(
         yield { image: block.image, valid: block.valid, equal: equal === null ? null : equal & block.valid };
       }
     }
+  }
+}
+
+/** Image blocks, a bit each, in pieces: an image may have 2^29, and most stores hold few of them. */
+class BlockSet {
+  readonly #pieces = new Map<number, Uint8Array>();
+
+  /** False when it was there before. */
+  add(block: number): boolean {
+    const number = block >>> 15;
+    const piece = this.#pieces.get(number) ?? new Uint8Array(4096);
+    this.#pieces.set(number, piece);
+    const byte = (block >>> 3) & 4095;
+    const bit = 1 << (block & 7);
+    if ((piece[byte] & bit) !== 0) return false;
+    piece[byte] |= bit;
+    return true;
   }
 }
 
