@@ -23,6 +23,8 @@
 enum { LINK_POLL_MS = 200 };
 /// A network with a link that gives no address for so long is reported, once.
 enum { ADDRESS_PATIENCE_MS = 10000 };
+/// Floods are reported at most so often.
+enum { OVERFLOW_REPORT_MS = 10000 };
 /// Frames taken from one interface before the others and the firmware get their turn.
 enum { FRAMES_AT_ONCE = 64 };
 
@@ -32,6 +34,8 @@ static struct {
   bool has_address;
   bool complained;
   uint32_t waiting_since_ms; // for an address, with a link
+  uint32_t overflows;
+  uint32_t overflows_at_ms;
 } reported[NETWORK_INTERFACES_MAX];
 static uint32_t link_polled_ms;
 
@@ -239,6 +243,15 @@ static err_t init_interface(struct netif *netif) {
   return ERR_OK;
 }
 
+static void report_overflows(unsigned interface) {
+  const uint32_t overflows = ethernet_overflows(interface), now_ms = board_clock_ms();
+  if (overflows == reported[interface].overflows) return;
+  if (reported[interface].overflows != 0 && now_ms - reported[interface].overflows_at_ms < OVERFLOW_REPORT_MS) return;
+  runtime_log(LOG_WARNING, "network %u: receive ring full %lu times since power-on", interface, (unsigned long)overflows);
+  reported[interface].overflows = overflows;
+  reported[interface].overflows_at_ms = now_ms;
+}
+
 static void poll_links(void) {
   if (board_clock_ms() - link_polled_ms < LINK_POLL_MS) return;
   link_polled_ms = board_clock_ms();
@@ -246,6 +259,7 @@ static void poll_links(void) {
     struct netif *netif = &interfaces[i];
     const bool is_up = ethernet_link_up(i);
     report_missing_address(i);
+    report_overflows(i);
     if (is_up == (netif_is_link_up(netif) != 0)) continue;
     runtime_log(is_up ? LOG_INFO : LOG_WARNING, "network %u: link %s", i, is_up ? "up" : "down");
     if (is_up) {

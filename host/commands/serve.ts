@@ -2,6 +2,7 @@
 
 import type { Command } from 'commander';
 import { failureText } from '../failure.js';
+import { discardAttached } from '../server/attach.js';
 import { OPEN_CONFIG, readConfig } from '../server/config.js';
 import { ControlServer } from '../server/control.js';
 import { type ListenAddress, parseListen } from '../server/listen.js';
@@ -57,6 +58,7 @@ async function serve(options: Options): Promise<void> {
     clearInterval(upkeep);
   } finally {
     await control.close();
+    await discardAttached(store);
     await server.close();
     await store.close();
   }

@@ -20,8 +20,8 @@ export interface LineRecord {
   /** The first that there ever was here. */
   first: number;
   createdMs: number;
-  /** Where a branch or clone comes from. */
-  origin: { line: string; generation: number } | null;
+  /** Where a branch or clone comes from: the other line's `id`. */
+  origin: { id: number; generation: number } | null;
   tags: Record<string, number>;
   /** By card id. */
   cards?: Record<string, CardState>;
@@ -89,7 +89,7 @@ export class Line {
   readonly exports = new Set<LineExport>();
   digesting: Promise<void> | null = null;
   removed = false;
-  /** Cards are being moved away from or to this line: they must come back later. */
+  /** It is being renamed, or cards are being moved away from or to it: who wants to open it must come back later. */
   moving = false;
 
   constructor(

@@ -23,6 +23,7 @@ import { type CardCommit, generationId, withCommit } from './cards.js';
 import { type Codec, zstdCodec } from './codec.js';
 import type { Pause } from './digest.js';
 import { DiskFiles, type Files } from './files.js';
+import { importRecords } from './image-import.js';
 import { Images } from './images.js';
 import { emptyBatch, type Index, LmdbIndex } from './index.js';
 import { type CommitRecord, Journal, JournalError } from './journal.js';
@@ -90,7 +91,8 @@ export interface LineInfo {
   size: number;
   generation: number;
   createdMs: number;
-  origin: { line: string; generation: number } | null;
+  /** Null where the line that it comes from has been removed. */
+  origin: { line: string | null; generation: number } | null;
   tags: Record<string, number>;
   writer: string | null;
   readers: number;
@@ -254,7 +256,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       size: line.size,
       generation: line.head,
       createdMs: line.record.createdMs,
-      origin: line.record.origin,
+      origin: line.record.origin && {
+        line: this.linesById.get(line.record.origin.id)?.name ?? null,
+        generation: line.record.origin.generation,
+      },
       tags: { ...line.record.tags },
       writer: line.writer === null ? null : line.writer.identity,
       readers: line.exports.size - (line.writer === null ? 0 : 1),
@@ -319,6 +324,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       throw new ExportRefused('unknown', 'there is no such export, or you may not read it');
     }
     if (this.closing) throw new ExportRefused('policy', 'the server is shutting down');
+    if (line.moving) throw new ExportRefused('policy', `${line.name} is being moved, try again`);
     if (parsed.at === null) {
       const readOnly = !this.allows(client, parsed.line, 'write');
       const opened = (view: TreeView, generation: number) =>
@@ -572,9 +578,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     for (const position of pending.records) this.journal.release(position);
   }
 
-  /** Every root that somebody needs: kept generations, open exports, epochs that have left memory, imports under way. */
+  /** Every root that somebody needs: kept generations, open exports, epochs that have left memory, imports under way or cut short. */
   roots(): { root: Buffer; size: number }[] {
     const found: { root: Buffer; size: number }[] = [...this.liveRoots];
+    for (const { root, size } of importRecords(this).values()) found.push({ root: Buffer.from(root, 'hex'), size });
     for (const view of this.nodes.views) found.push({ root: view.root, size: view.size });
     for (const line of this.lines.values()) {
       for (const { root, size } of this.generations(line.name)) found.push({ root: Buffer.from(root, 'hex'), size });

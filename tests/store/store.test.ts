@@ -136,13 +136,13 @@ test('clone, branch, snapshot, rollback, diff, log, rename, rm', async () => {
     (await admin.log('a')).map(({ generation, why }) => `${generation} ${why}`),
     ['1 created', '2 commit', '3 commit', '4 rollback to 2'],
   );
-  await assert.rejects(admin.rm('a'), /branches/);
+  await assert.rejects(admin.rm('a', false), /branches/);
   await admin.rename('a', 'c');
   assert.equal(await value(store, 'c/fix', 9), 9);
   assert.throws(() => store.open('a', CLIENT), ExportRefused);
-  await admin.rm('c/fix');
-  await admin.rm('c');
-  await admin.rm('b');
+  await admin.rm('c/fix', false);
+  await admin.rm('c', true);
+  await admin.rm('b', false);
   await admin.gc(null);
   assert.equal(store.index.blobCount(), 0, 'nothing is left of images that are gone');
   await store.close();
