@@ -10,6 +10,7 @@ const BENCHMARKS: Record<string, () => Promise<Benchmark>> = {
   nbd: async () => (await import('../bench/nbd.js')).default,
   arm: async () => (await import('../bench/arm.js')).default,
   store: async () => (await import('../bench/store.js')).default,
+  write: async () => (await import('../bench/write.js')).default,
 };
 
 interface Options {

@@ -118,7 +118,7 @@ async function withMaster(log: StoreLog, name: string | null, options: Options):
     const place = await findPlace(admin, log, name ?? log.superblock.imageName);
     const exported = path.join(folder, 'master');
     // A sparse copy of one generation: nothing that happens to the image meanwhile gets between two reads.
-    await admin.export(`${place.line}@${place.newest}`, exported);
+    await admin.export(`${place.line}@${place.newest}`, exported, 'raw');
     const master = await openRawFile(exported, `${place.line}@${place.newest}`);
     try {
       return await compare(log, master, place);
