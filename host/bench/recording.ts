@@ -125,7 +125,7 @@ export async function record(
       disk.accesses = [];
       await program.work(mounted.folder);
       await run('sync', ['-f', mounted.folder]);
-      recordings.push({ name: program.name, base, accesses: disk.accesses, end: Buffer.from(disk.image) });
+      recordings.push({ name: program.name, base, accesses: [...disk.accesses], end: Buffer.from(disk.image) });
     }
   } finally {
     await mounted.close();

@@ -13,6 +13,7 @@ import type { Blocks, ImageBackend } from '../soak/memory-store.js';
 import { SimulatedNetwork } from '../soak/network.js';
 import { SimulatedServer } from '../soak/server.js';
 import { MS, SECOND, type Timer, World } from '../soak/world.js';
+import { noCodec } from '../store/codec.js';
 import { MemoryIndex } from '../store/index.js';
 import { MemoryFiles } from '../store/memory-files.js';
 import { Store } from '../store/store.js';
@@ -191,6 +192,8 @@ class MemoryBackend implements ImageBackend {
     const store = await Store.openParts(
       { files: new MemoryFiles(), index: new MemoryIndex(), storeId: Buffer.alloc(16, 7), unlock: () => {} },
       {
+        // zstd works in threads of its own: real time.
+        codec: noCodec,
         nowMs: () => WALL_CLOCK_MS + Math.floor(this.world.nowUs / 1000),
         pause: () => () => Promise.resolve(),
         freeBytes: () => Number.MAX_SAFE_INTEGER,
@@ -217,7 +220,7 @@ class MemoryBackend implements ImageBackend {
     throw new Error('nobody asks');
   }
 
-  /** The newest generation, whole. */
+  /** The newest generation, whole; after run(). */
   async content(): Promise<Buffer> {
     const opened = await this.store.open(EXPORT_NAME, CLIENT);
     const target = Buffer.alloc(this.size);

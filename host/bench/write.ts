@@ -118,10 +118,11 @@ async function replay(recording: Recording): Promise<number> {
     }
     await rig.until(() => rig.card.lagBytes === 0);
     bytes = rig.wireBytes() - before;
-    const content = await rig.backend.content();
-    if (!content.equals(recording.end))
-      throw new Error(`${recording.name}: the master is not the disk that was recorded`);
   });
+  const content = await rig.backend.content();
+  if (!content.equals(recording.end)) {
+    throw new Error(`${recording.name}: the master is not the disk that was recorded`);
+  }
   return bytes;
 }
 
