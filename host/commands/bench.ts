@@ -12,6 +12,7 @@ const BENCHMARKS: Record<string, () => Promise<Benchmark>> = {
   arm: async () => (await import('../bench/arm.js')).default,
   cards: async () => (await import('../bench/cards.js')).default,
   store: async () => (await import('../bench/store.js')).default,
+  sizing: async () => (await import('../bench/sizing.js')).default,
 };
 
 interface Options {

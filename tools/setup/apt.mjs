@@ -20,6 +20,7 @@ export const APT_PACKAGES = [
   { name: 'fuse3', for: 'test', reason: 'image attach: mounts as another user than root' },
   { name: 'sleuthkit', for: 'test', reason: 'image diff --files: lists the files of FAT, NTFS and ext' },
   { name: 'ntfs-3g', for: 'test', reason: 'makes the NTFS of the tests' },
+  { name: 'qemu-system-x86', for: 'test', reason: 'a PC whose disk is an image of the server' },
   { name: 'fio', for: 'test', reason: 'load for the image server' },
   { name: 'hdparm', for: 'test', reason: 'a second reader of IDENTIFY DEVICE data' },
   { name: 'grub-pc-bin', for: 'test', reason: "GRUB's own disk driver as a PC" },
