@@ -15,7 +15,18 @@ export const SERIES_SIZE = 1024 ** 3;
 
 /** A small server; what these need comes with them. */
 const INSTALLED = [
-  ...['apt', 'systemd-sysv', 'udev', 'openssh-server', 'linux-image-amd64', 'grub-pc', 'sudo', 'less', 'nano', 'cron'],
+  ...[
+    'apt',
+    'systemd-sysv',
+    'udev',
+    'openssh-server',
+    'linux-image-cloud-amd64',
+    'grub-pc',
+    'sudo',
+    'less',
+    'nano',
+    'cron',
+  ],
   ...['python3', 'perl', 'git', 'curl', 'nginx', 'ca-certificates', 'iproute2', 'man-db', 'locales', 'rsyslog'],
 ];
 const ADDED = [
