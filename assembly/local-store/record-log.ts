@@ -87,6 +87,8 @@ let tailSegment: u64 = 0;
 let nextSequence: u64 = 1;
 /** Every segment before this one has its summary. */
 let summedSegment: u64 = 0;
+/** Where recovery found the log to end. */
+let resumedSegment: u64 = 0;
 let firstRecords: usize = 0;
 let numbers: usize = 0;
 
@@ -164,7 +166,7 @@ export function openRecordLog(segmentCount: u32, id: u64, powerOn: u32): void {
  * everything before `summed` has its summary. */
 export function resumeRecordLog(tail: u64, head: u64, used: u32, sequence: u64, summed: u64, known: u64): void {
   tailSegment = tail;
-  headSegment = head;
+  headSegment = resumedSegment = head;
   headBlocks = used;
   nextSequence = sequence;
   summedSegment = summed;
@@ -649,7 +651,9 @@ function issueSummary(): bool {
 function makeSummary(segment: u64): void {
   memory.fill(STORE_SUMMARY, 0, BLOCK_SIZE);
   const summary = changetype<Summary>(STORE_SUMMARY);
-  summary.powerOns = powerOns;
+  // What the next segment's first record has at least. Behind a segment that was there at power-on it is a record of an earlier one, and
+  // was believed then.
+  summary.powerOns = segment < resumedSegment ? 0 : powerOns;
   summary.storeId = storeId;
   summary.segment = segment;
   summary.firstRecord = firstRecord(segment);
