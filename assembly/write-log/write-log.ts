@@ -11,6 +11,7 @@
 //     it, can only go forward. The same holds for what was merged.
 //   - An epoch ends between two commands.
 
+import { changesCommitted, changesLearnt, changesOwn, changesReleased, changesWait } from '../changes/changes';
 import { SECTOR_SIZE } from '../config';
 import { clock_ms } from '../imports';
 import {
@@ -57,7 +58,19 @@ import {
 } from '../local-store/record-log';
 import { recoveredDirtyBlocks, recoveredDirtyRecords, recoveredDirtySectors } from '../local-store/recovery';
 import { MUTANT, Mutant } from '../mutant';
-import { NbdError, NbdState, nbdConnection, nbdFlush, nbdRelease, nbdRestart, nbdState, nbdUp } from '../nbd/client';
+import {
+  NbdError,
+  NbdState,
+  nbdConnection,
+  nbdFlush,
+  nbdRelease,
+  nbdRestart,
+  nbdResult,
+  nbdResult2,
+  nbdState,
+  nbdUp,
+} from '../nbd/client';
+import { placeAgreed, placeRecords } from '../nbd/place';
 import { AcknowledgementPoint, acknowledgementDelayMs, settings } from '../settings';
 import { statistics } from '../statistics';
 import { append, appendAbandon, appendedDirty, appendedSequence, appendStep, initAppend } from './append';
@@ -101,6 +114,8 @@ let flushState: FlushState = FlushState.NONE;
 let epochEnd: u64 = 0;
 /** An epoch must not end before this record. */
 let epochFloor: u64 = 0;
+/** Of it, what a merge has set: a server that says what it has committed makes the rest needless. */
+let mergeFloor: u64 = 0;
 let flushRequest: i32 = -1;
 let closeWanted: bool = false;
 let connection: u32 = 0;
@@ -124,7 +139,7 @@ export function initWriteLog(arena: usize): void {
   flushState = FlushState.NONE;
   flushRequest = -1;
   closeWanted = commandOpen = full = endWanted = merging = holdSending = false;
-  epochFloor = 0;
+  epochFloor = mergeFloor = 0;
   connection = nbdConnection();
   setAcknowledgementPoint(settings.acknowledgementPoint);
 }
@@ -268,7 +283,7 @@ export function writeLogBroken(): bool {
 /** Milliseconds until there is something to do without an event. */
 export function writeLogTimeoutMs(): u32 {
   let timeout: u32 = 0xffffffff;
-  if (dirtyRecords > 0 && flushState == FlushState.NONE && nbdUp()) {
+  if (dirtyRecords > 0 && flushState == FlushState.NONE && changesLearnt()) {
     const age = lagMs();
     timeout = age >= settings.epochAgeMs ? 0 : settings.epochAgeMs - age;
     // It is due, but something else is in the way; whatever that is, its end is an event.
@@ -299,6 +314,8 @@ export function writeLogStep(): bool {
   progressed = appendStep() || progressed;
   progressed = endCommand() || progressed;
   progressed = restartAfterReconnect() || progressed;
+  placeRecords(logCommitted(), logNextSequence() - 1, dirtyRecords > 0);
+  if (changesWait()) progressed = releaseCommitted() || progressed;
   progressed = mergeWhenFull() || progressed;
   progressed = closeWhenDue() || progressed;
   if (!mergeActive()) progressed = senderStep(sendEnd()) || progressed;
@@ -342,7 +359,7 @@ function closeWhenDue(): bool {
     flushState != FlushState.NONE ||
     (commandOpen && MUTANT != Mutant.TEAR_COMMANDS) ||
     holdSending ||
-    !nbdUp() ||
+    !changesLearnt() ||
     mergeActive()
   )
     return false;
@@ -390,13 +407,13 @@ function closeAtSize(): void {
 }
 
 function commit(): bool {
-  if (!nbdUp()) return false;
+  if (!changesLearnt()) return false;
   if (flushState == FlushState.WAITING && senderSequence() == epochEnd && senderConfirmed() == epochEnd) {
     if (MUTANT == Mutant.NEVER_COMMIT) {
       release();
       return true;
     }
-    flushRequest = nbdFlush(0);
+    flushRequest = nbdFlush(epochEnd - 1);
     if (flushRequest < 0) return false;
     flushState = FlushState.SENT;
     return true;
@@ -406,9 +423,23 @@ function commit(): bool {
   if (state == NbdState.PENDING) return false;
   if (state == NbdState.FAILED) nbdRestart(NbdError.REQUEST_REFUSED);
   if (state != NbdState.DONE) return false;
+  if (placeAgreed()) changesOwn(nbdResult(flushRequest), nbdResult2(flushRequest));
   nbdRelease(flushRequest);
   flushRequest = -1;
   release();
+  return true;
+}
+
+/** Lets go what the server says to have committed: the answer to a commit was lost. */
+function releaseCommitted(): bool {
+  const upTo = changesCommitted();
+  if (MUTANT != Mutant.RESEND_COMMITTED && upTo >= headSequence) {
+    if (mergeActive() || holdSending || !senderIdle()) return false;
+    setEpochEnd(upTo + 1, logHeadRow());
+    release();
+  }
+  epochFloor = mergeFloor;
+  changesReleased();
   return true;
 }
 
@@ -518,7 +549,7 @@ function mergeWhenFull(): bool {
     return false;
   }
   // One epoch from now on, to its end: what is moved belongs to both ends of it.
-  if (flushState == FlushState.WAITING) epochFloor = max(epochFloor, epochEnd);
+  if (flushState == FlushState.WAITING) epochFloor = mergeFloor = max(epochFloor, epochEnd);
   flushState = FlushState.NONE;
   closeWanted = true;
   holdSending = false;
@@ -545,7 +576,7 @@ function afterMerge(): bool {
   if (!merging || mergeActive()) return false;
   merging = false;
   // What was dropped was outdated by something anywhere in the log: it is all one epoch.
-  if (MUTANT != Mutant.FORGET_MERGE_RULE) epochFloor = logNextSequence();
+  if (MUTANT != Mutant.FORGET_MERGE_RULE) epochFloor = mergeFloor = logNextSequence();
   recountDirtyRecords();
   return true;
 }

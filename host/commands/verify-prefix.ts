@@ -13,6 +13,7 @@ import { type PrefixReport, verifyPrefix } from '../local-store/verify-prefix.js
 import { connectControl } from '../server/control.js';
 import { type AdminOperations, adminOperations } from '../store/admin.js';
 import type { CardState } from '../store/cards.js';
+import type { GenerationRecord } from '../store/line.js';
 import { Store } from '../store/store.js';
 import { DEFAULT_STORE } from './serve.js';
 
@@ -136,7 +137,7 @@ interface Place {
   newest: number;
   /** What the server knows of the card, null when it has never told anything. */
   state: CardState | null;
-  /** Blocks that differ between the card's last generation and the newest. */
+  /** Blocks that differ between the generation that the card's view is based on and the newest. */
   foreign: { first: number; end: number }[];
 }
 
@@ -147,9 +148,12 @@ async function findPlace(admin: AdminOperations, log: StoreLog, name: string): P
   const state = (await admin.cards(line))[storeId] ?? null;
   const kept = await admin.log(line);
   const newest = kept.reduce((most, it) => Math.max(most, it.generation), 0);
-  const mine = state !== null && state.generation > 0 && kept.some((it) => it.generation === state.generation);
-  const ranges =
-    mine && state.generation < newest ? await admin.diff(`${line}@${state.generation}`, `${line}@${newest}`) : [];
+  // The card's view is based on the newer of the generation that it has made last and the one that it has been told of.
+  const { generation, generationId } = log.progress;
+  const isBase = ({ generation: at, id }: GenerationRecord): boolean =>
+    (state !== null && at === state.generation) || (at === generation && id === generationId);
+  const base = kept.filter(isBase).reduce((most, it) => Math.max(most, it.generation), 0);
+  const ranges = base > 0 && base < newest ? await admin.diff(`${line}@${base}`, `${line}@${newest}`) : [];
   const foreign = ranges.map(({ offset, length }) => ({
     first: Math.floor(offset / BLOCK_SIZE),
     end: Math.ceil((offset + length) / BLOCK_SIZE),

@@ -22,9 +22,13 @@ const NAME_SIZE_MAX = 256;
 const RECORD_ENTRIES_MAX = 252;
 const RECORD_ENTRIES_AT = 80;
 const SUMMARY_ROWS_AT = 64;
+/** At the end of headers and summaries. */
+const OLDEST_SEGMENT_AT = 4072;
+const GENERATION_AT = 4080;
+const GENERATION_ID_AT = 4088;
 
-export const RecordKind = { WRITE: 1, FILL: 2, RELOCATE: 3, MARK: 4 } as const;
-export const RecordFlag = { BEGINS: 1, ENDS: 2, DIRTY: 4, VOIDS: 8 } as const;
+export const RecordKind = { WRITE: 1, FILL: 2, RELOCATE: 3, MARK: 4, FORGET: 5 } as const;
+export const RecordFlag = { BEGINS: 1, ENDS: 2, DIRTY: 4, VOIDS: 8, FORGETS: 16 } as const;
 /** Flags of a row: what a block of a segment is. */
 export const RowFlag = { HEADER: 1, WRITE: 2, LOST: 4, VOID: 8 } as const;
 /** The key of a row that holds nothing. */
@@ -76,6 +80,29 @@ export interface Progress {
   committed: number;
   needed: number;
   lagMs: number;
+  /** Segments before this one do not count. */
+  oldestSegment: number;
+  /** The image server's generation that committed blocks are right for, 0: none; and its id. */
+  generation: number;
+  generationId: string;
+}
+
+export const NO_PROGRESS: Progress = {
+  powerOns: 0,
+  committed: 0,
+  needed: 1,
+  lagMs: 0,
+  oldestSegment: 0,
+  generation: 0,
+  generationId: '0000000000000000',
+};
+
+function decodeEnd(block: Buffer): { oldestSegment: number; generation: number; generationId: string } {
+  return {
+    oldestSegment: number(block, OLDEST_SEGMENT_AT),
+    generation: number(block, GENERATION_AT),
+    generationId: id(block, GENERATION_ID_AT),
+  };
 }
 
 export interface RecordHeader extends Progress {
@@ -107,6 +134,7 @@ export function decodeRecord(block: Buffer, storeId: string, segment: number): R
     sectors: block.readUInt32LE(60),
     needed: number(block, 64),
     lagMs: block.readUInt32LE(72),
+    ...decodeEnd(block),
   };
 }
 
@@ -133,6 +161,7 @@ export function decodeSummary(block: Buffer, storeId: string): Summary | null {
     lagMs: block.readUInt32LE(52),
     powerOns: block.readUInt32LE(12),
     needed: number(block, 56),
+    ...decodeEnd(block),
     rows: Buffer.from(block.subarray(SUMMARY_ROWS_AT, SUMMARY_ROWS_AT + SEGMENT_ROWS * ROW_SIZE)),
   };
 }

@@ -15,6 +15,7 @@ import {
   isHeaderRow,
   isUnusedRow,
   LOG_START_BLOCK,
+  NO_PROGRESS,
   type Progress,
   RecordFlag,
   type RecordHeader,
@@ -138,7 +139,7 @@ export class StoreLog {
   tail = 1;
   head = 1;
   /** What the last record says. */
-  progress: Progress = { powerOns: 0, committed: 0, needed: 1, lagMs: 0 };
+  progress: Progress = NO_PROGRESS;
   /** Number that the next record would have. */
   nextNumber = 1;
   /** Of the first record in the tail. */
@@ -146,6 +147,8 @@ export class StoreLog {
   readonly source: StoreSource;
   readonly #rows = new Map<number, Buffer>();
   readonly #firstRecords = new Map<number, number>();
+  /** The least power-on number that a record behind the segment may have. */
+  readonly #powerOns = new Map<number, number>();
   readonly #rotten = new Map<number, number>();
   #voids = new Set<number>();
 
@@ -154,7 +157,8 @@ export class StoreLog {
     this.superblock = chooseSuperblock(source);
     const lastSummed = this.#readSummaries();
     this.#replay(lastSummed);
-    this.tail = Math.max(this.tail, this.head - this.superblock.segments + 1);
+    const { oldestSegment } = this.progress;
+    this.tail = Math.max(this.tail, this.head - this.superblock.segments + 1, Math.min(oldestSegment, this.head));
     for (const segment of [...this.#rows.keys()]) {
       if (segment < this.tail || segment > this.head) this.#rows.delete(segment);
     }
@@ -236,17 +240,22 @@ export class StoreLog {
     const { segments, storeId } = this.superblock;
     const firstOf = new Map<number, { rows: Buffer; first: number }>();
     let last = 0;
+    let oldest = 0;
     for (let place = 0; place < segments; place++) {
       const block = this.source.read(LOG_START_BLOCK + place * SEGMENT_BLOCKS + SEGMENT_ROWS, 1);
       const summary = decodeSummary(block, storeId);
       if (summary === null || summary.segment % segments !== place) continue;
       firstOf.set(summary.segment, { rows: summary.rows, first: summary.firstRecord });
+      this.#powerOns.set(summary.segment, summary.powerOns);
+      oldest = Math.max(oldest, summary.oldestSegment);
       if (summary.segment <= last) continue;
       last = summary.segment;
       this.nextNumber = summary.firstRecord + summary.records;
-      this.progress = summary;
+      const { rows: _rows, ...progress } = summary;
+      this.progress = progress;
     }
     if (last === 0) return 0;
+    this.progress = { ...this.progress, oldestSegment: oldest };
     this.head = this.tail = last;
     const isThere = (segment: number): boolean => segment > 0 && segment + segments > last;
     for (let segment = last; isThere(segment); segment--) {
@@ -272,7 +281,6 @@ export class StoreLog {
   #replay(lastSummed: number): void {
     let proven = 0;
     let again = false;
-    if (lastSummed === 0) this.progress = { powerOns: 0, committed: 0, needed: 1, lagMs: 0 };
     for (let segment = lastSummed + 1; ; ) {
       const before = { progress: this.progress, next: this.nextNumber };
       const scan = this.#scan(segment, { next: this.nextNumber, powerOns: this.progress.powerOns, proven });
@@ -289,7 +297,8 @@ export class StoreLog {
         proven = scan.claimed;
         segment = this.head;
         this.nextNumber = this.#firstRecords.get(segment)!;
-        this.progress = { ...before.progress, powerOns: 0 };
+        const powerOns = segment > this.tail ? (this.#powerOns.get(segment - 1) ?? 0) : 0;
+        this.progress = { ...before.progress, powerOns };
         continue;
       }
       if (scan.records.length === 0) break;
@@ -297,14 +306,18 @@ export class StoreLog {
       this.#firstRecords.set(segment, scan.records[0].number);
       this.#rotten.set(segment, scan.rotten);
       for (const record of scan.records) {
-        const { powerOns, lagMs } = record;
+        const { powerOns, lagMs, generation, generationId } = record;
         this.progress = {
           powerOns,
           lagMs,
+          generation,
+          generationId,
           committed: Math.max(this.progress.committed, record.committed),
           needed: Math.max(this.progress.needed, record.needed),
+          oldestSegment: Math.max(this.progress.oldestSegment, record.oldestSegment),
         };
       }
+      this.#powerOns.set(segment, this.progress.powerOns);
       this.nextNumber = scan.next;
       this.head = segment;
       segment++;
@@ -339,7 +352,8 @@ export class StoreLog {
       if (header === null || header.powerOns < powerOns || row + 1 + header.entries > SEGMENT_ROWS) break;
       if (header.number !== scan.next && !(from.next === null && row === 0)) break;
       const rotten = new Set<number>();
-      for (let i = 0; i < header.entries; i++) {
+      // The entries of a FORGET record have no data.
+      for (let i = 0; i < header.entries && header.kind !== RecordKind.FORGET; i++) {
         if (crc32c(blockAt(row + 1 + i)) !== recordChecksum(blockAt(row), i)) rotten.add(i);
       }
       if (rotten.size > 0 && header.number > Math.max(from.proven, storedBehind(row))) break;

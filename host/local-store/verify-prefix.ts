@@ -132,13 +132,16 @@ export async function verifyPrefix(question: PrefixQuestion): Promise<PrefixRepo
     }
   }
 
+  const forgotten = findForgotten(log);
   for (const [image, copies] of uncommitted) {
     if (isForeign(image)) {
       report.conflictBlocks.push(image);
       continue;
     }
     const newest = copies[copies.length - 1];
-    const carried = newest.block.valid & ~newest.block.dirty;
+    // What others have changed since is not what the card would give.
+    const isForgotten = newest.record.number < Math.max(forgotten.all, forgotten.blocks.get(image) ?? 0);
+    const carried = isForgotten ? 0 : newest.block.valid & ~newest.block.dirty;
     if (newest.equal !== null) {
       for (const sector of bits(carried & ~newest.equal)) {
         differ(image * BLOCK_SECTORS + sector, 'not written since the last commit, and not what the master has');
@@ -169,6 +172,17 @@ async function readUncommitted(log: StoreLog, master: Master): Promise<Map<numbe
   return found;
 }
 
+/** The last record that says that others have changed a block, or all of them. */
+function findForgotten(log: StoreLog): { all: number; blocks: Map<number, number> } {
+  const found = { all: 0, blocks: new Map<number, number>() };
+  for (const record of log.records()) {
+    if (record.kind === RecordKind.MARK && (record.flags & RecordFlag.FORGETS) !== 0) found.all = record.number;
+    if (record.kind !== RecordKind.FORGET) continue;
+    for (const block of log.blocksOf(record)) found.blocks.set(block.image, record.number);
+  }
+  return found;
+}
+
 /** The newest clean copy of each block that has one; `equal` is null when it is not what was stored. */
 async function* cleanBlocks(
   log: StoreLog,
@@ -177,6 +191,11 @@ async function* cleanBlocks(
   const seen = new BlockSet();
   for (let segment = log.head; segment >= log.tail; segment--) {
     for (const record of [...log.recordsOf(segment)].reverse()) {
+      if (record.kind === RecordKind.MARK && (record.flags & RecordFlag.FORGETS) !== 0) return;
+      if (record.kind === RecordKind.FORGET) {
+        for (const block of log.blocksOf(record)) seen.add(block.image);
+        continue;
+      }
       // What was merged into later records is not committed either, and never was a generation.
       if (record.isVoid || (log.isWrite(record) && record.number > log.progress.committed)) continue;
       for (const block of [...log.blocksOf(record)].reverse()) {

@@ -22,6 +22,11 @@ export interface PowerSwitch {
   powerCut(offUs: number): void;
 }
 
+export interface Administrators {
+  /** Changes a part of the image. */
+  change(): void;
+}
+
 export class Faults implements Weather {
   readonly counts = new Map<FaultKind, number>();
   readonly #world: World;
@@ -29,6 +34,7 @@ export class Faults implements Weather {
   readonly #server: SimulatedServer;
   readonly #store: ImageBackend;
   readonly #power: PowerSwitch;
+  readonly #administrators: Administrators;
   #waiting: Fault[];
   readonly #starts = new Set<Timer>();
   /** Faults that are there now, with the timer that ends them. */
@@ -42,6 +48,7 @@ export class Faults implements Weather {
     server: SimulatedServer,
     store: ImageBackend,
     power: PowerSwitch,
+    administrators: Administrators,
     faults: readonly Fault[],
   ) {
     this.#world = world;
@@ -49,6 +56,7 @@ export class Faults implements Weather {
     this.#server = server;
     this.#store = store;
     this.#power = power;
+    this.#administrators = administrators;
     this.#waiting = [...faults].sort((a, b) => a.atOperation - b.atOperation || a.number - b.number);
     this.#rate = network.settings.bytesPerSecond;
   }
@@ -111,6 +119,9 @@ export class Faults implements Weather {
         break;
       case 'power-cut':
         this.#power.powerCut(fault.durationUs);
+        break;
+      case 'administrator':
+        this.#administrators.change();
         break;
       case 'unreadable': {
         const from = this.#world.random.below(this.#store.size);

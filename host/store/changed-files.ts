@@ -9,7 +9,8 @@
 import { spawn } from 'node:child_process';
 import { SaxesParser } from 'saxes';
 import { Failure } from '../failure.js';
-import { BLOCK_SIZE, type BlockRange, type TreeView } from './tree.js';
+import { firstEndingAfter, type Ranges } from './changes.js';
+import { BLOCK_SIZE, type TreeView } from './tree.js';
 
 export interface ChangedFile {
   /** Counts from 1, in the order of the disk. */
@@ -114,17 +115,16 @@ export class ContentComparison {
   constructor(
     private readonly before: TreeView,
     private readonly after: TreeView,
-    /** Ascending. */
-    private readonly changed: BlockRange[],
+    private readonly changed: Ranges,
   ) {}
 
   async differs({ offset, length }: Run): Promise<boolean> {
     const end = offset + length;
-    let index = this.firstEndingAfter(offset);
-    for (; index < this.changed.length && this.changed[index].first * BLOCK_SIZE < end; index++) {
-      const { first, count } = this.changed[index];
-      const from = Math.max(offset, first * BLOCK_SIZE);
-      const to = Math.min(end, (first + count) * BLOCK_SIZE, this.before.size, this.after.size);
+    const { changed } = this;
+    let index = firstEndingAfter(changed, Math.floor(offset / BLOCK_SIZE));
+    for (; index < changed.length && changed[index] * BLOCK_SIZE < end; index += 2) {
+      const from = Math.max(offset, changed[index] * BLOCK_SIZE);
+      const to = Math.min(end, changed[index + 1] * BLOCK_SIZE, this.before.size, this.after.size);
       for (let at = from; at < to; at += 1024 * 1024) {
         const part = Math.min(1024 * 1024, to - at);
         const [old, now] = [Buffer.alloc(part), Buffer.alloc(part)];
@@ -134,17 +134,6 @@ export class ContentComparison {
       }
     }
     return false;
-  }
-
-  private firstEndingAfter(offset: number): number {
-    let low = 0;
-    let high = this.changed.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if ((this.changed[middle].first + this.changed[middle].count) * BLOCK_SIZE <= offset) low = middle + 1;
-      else high = middle;
-    }
-    return low;
   }
 }
 

@@ -42,7 +42,7 @@ export async function diffFiles(
     ({ record }) => new TreeView(store.nodes, Buffer.from(record.root, 'hex'), record.size),
   );
   try {
-    const comparison = new ContentComparison(views[0], views[1], store.changedRanges(before.record, views[1]));
+    const comparison = new ContentComparison(views[0], views[1], store.differingRanges(before.record, views[1]));
     const files = await compareListings(listings[0], listings[1], (run) => comparison.differs(run));
     onProgress(3, 3);
     return { fileSystems: [listings[0].fileSystems, listings[1].fileSystems], files };
