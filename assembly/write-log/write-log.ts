@@ -14,8 +14,10 @@
 import { SECTOR_SIZE } from '../config';
 import { clock_ms } from '../imports';
 import {
+  NO_ROW,
   ROW_HEADER,
   ROW_LIVE,
+  ROW_LOST,
   ROW_VOID,
   rowChecksum,
   rowDirty,
@@ -23,6 +25,7 @@ import {
   rowKey,
   rowUnused,
   rowValid,
+  tableFind,
   tableRows,
 } from '../local-store/block-table';
 import {
@@ -65,8 +68,11 @@ import {
   initSender,
   SENDER_SIZE,
   senderConfirmed,
+  senderHalted,
+  senderHaltedRow,
   senderIdle,
   senderReset,
+  senderResume,
   senderSequence,
   senderSetEpochEnd,
   senderStep,
@@ -80,6 +86,9 @@ const MERGE_GAIN_MIN: u32 = 10;
 const MERGE_PATIENCE_MS: u32 = 5000;
 /** What is committed is said by a MARK record when nothing else has said it for so long. */
 const MARK_DELAY_MS: u32 = 500;
+
+/** No epoch of a backlog is larger: at 1.5 Mbit/s this takes 6 minutes. */
+const CATCH_UP_MAX: u64 = 64 << 20;
 
 enum FlushState {
   NONE = 0,
@@ -103,6 +112,9 @@ let epochEnd: u64 = 0;
 let epochFloor: u64 = 0;
 let flushRequest: i32 = -1;
 let closeWanted: bool = false;
+/** Size of the epochs of a backlog: doubled by every commit, so that the time of a commit and what is overwritten within an
+ * epoch cost little; halved by every loss of the connection, which sends the epoch again from its start. */
+let catchUpBytes: u64 = 0;
 let connection: u32 = 0;
 
 // The PC's command.
@@ -125,6 +137,7 @@ export function initWriteLog(arena: usize): void {
   flushRequest = -1;
   closeWanted = commandOpen = full = endWanted = merging = holdSending = false;
   epochFloor = 0;
+  catchUpBytes = settings.epochSizeBytes;
   connection = nbdConnection();
   setAcknowledgementPoint(settings.acknowledgementPoint);
 }
@@ -299,6 +312,7 @@ export function writeLogStep(): bool {
   progressed = appendStep() || progressed;
   progressed = endCommand() || progressed;
   progressed = restartAfterReconnect() || progressed;
+  progressed = resumeAfterLoss() || progressed;
   progressed = mergeWhenFull() || progressed;
   progressed = closeWhenDue() || progressed;
   if (!mergeActive()) progressed = senderStep(sendEnd()) || progressed;
@@ -327,8 +341,31 @@ function restartAfterReconnect(): bool {
 function restart(): void {
   if (flushRequest >= 0) nbdRelease(flushRequest);
   flushRequest = -1;
-  if (flushState == FlushState.SENT) flushState = FlushState.WAITING;
+  if (flushState != FlushState.NONE) catchUpBytes = max(catchUpBytes / 2, <u64>settings.epochSizeBytes);
+  reopenEpoch();
   if (MUTANT != Mutant.RESEND_NOTHING) senderReset(headSequence, headRow);
+}
+
+/** The closed epoch may end elsewhere, but not earlier if the server may have committed it. */
+function reopenEpoch(): void {
+  if (flushState == FlushState.SENT) epochFloor = max(epochFloor, epochEnd);
+  if (flushState != FlushState.NONE) closeWanted = true;
+  flushState = FlushState.NONE;
+}
+
+/** The store has lost something that must be sent. Once the PC has written all of it again, an epoch that holds both copies
+ * makes the loss good: the server never sees the first. */
+function resumeAfterLoss(): bool {
+  if (!senderHalted() || flushState == FlushState.SENT || mergeActive()) return false;
+  const row = senderHaltedRow();
+  if (rowIs(row, ROW_LIVE) && rowIs(row, ROW_LOST)) return false;
+  const newest = rowUnused(row) ? NO_ROW : tableFind(rowKey(row));
+  if (newest != NO_ROW && rowIs(newest, ROW_LOST)) return false;
+  epochFloor = logNextSequence();
+  reopenEpoch();
+  senderResume();
+  senderReset(headSequence, headRow);
+  return true;
 }
 
 /** Closes the epoch here, between two commands. */
@@ -364,7 +401,8 @@ function setEpochEnd(sequence: u64, row: u32): void {
   flushState = FlushState.WAITING;
 }
 
-/** After a time without a server there is more than one epoch's worth: close after a command that makes the epoch full. */
+/** After a time without a server there is more than one epoch's worth: close after a command that makes the epoch full.
+ * What is overwritten later in the epoch is not sent, so it does not count. */
 function closeAtSize(): void {
   let sequence = headSequence;
   let row = headRow;
@@ -372,16 +410,18 @@ function closeAtSize(): void {
   let open = false;
   while (sequence < logNextSequence()) {
     row = settled(row);
-    if (rowValid(row) == RecordKind.WRITE && !rowIs(row, ROW_VOID)) {
-      const flags = rowDirty(row);
+    if (needsServer(row)) {
+      const flags = rowValid(row) == RecordKind.WRITE ? rowDirty(row) : 0;
       if ((flags & RECORD_BEGINS) != 0) open = true;
       if ((flags & RECORD_ENDS) != 0) open = false;
-      sectors += rowKey(row);
+      sectors += liveSectors(row);
     }
     row = rowAfter(row);
     sequence += 1;
-    const isFull = sectors * SECTOR_SIZE >= <u64>settings.epochSizeBytes;
-    if (isFull && !open && sequence >= epochFloor && sequence < logNextSequence()) {
+    const isFull = sectors * SECTOR_SIZE >= catchUpBytes;
+    // Not before what has been sent already, where an open epoch is.
+    const mayEnd = !open && sequence >= epochFloor && sequence > senderSequence();
+    if (isFull && mayEnd && sequence < logNextSequence()) {
       setEpochEnd(sequence, settled(row));
       return;
     }
@@ -389,9 +429,19 @@ function closeAtSize(): void {
   closeAtHead();
 }
 
+/** Dirty sectors of the record that nothing in the log outdates. */
+function liveSectors(header: u32): u32 {
+  let sectors: u32 = 0;
+  for (let row = header + 1; isData(row); row++) {
+    if (rowIs(row, ROW_LIVE)) sectors += popcnt(<u32>rowDirty(row));
+  }
+  return sectors;
+}
+
 function commit(): bool {
   if (!nbdUp()) return false;
-  if (flushState == FlushState.WAITING && senderSequence() == epochEnd && senderConfirmed() == epochEnd) {
+  const complete = senderSequence() == epochEnd && senderConfirmed() == epochEnd && !senderHalted();
+  if (flushState == FlushState.WAITING && complete) {
     if (MUTANT == Mutant.NEVER_COMMIT) {
       release();
       return true;
@@ -427,6 +477,7 @@ function release(): void {
   }
   statistics.lagBytes -= min(sectors * SECTOR_SIZE, statistics.lagBytes);
   statistics.epochsCommitted += 1;
+  catchUpBytes = min(catchUpBytes * 2, max(CATCH_UP_MAX, <u64>settings.epochSizeBytes));
   flushState = FlushState.NONE;
   logSetCommitted(epochEnd - 1);
   committedMs = clock_ms();
@@ -506,11 +557,16 @@ function sayCommitted(): bool {
 /** Merges uncommitted blocks, newest copies only, when nothing else makes room. */
 function mergeWhenFull(): bool {
   if (!full) holdSending = false;
-  if (mergeActive() || !full || commandOpen || flushState == FlushState.SENT) return false;
+  if (mergeActive() || !full || flushState == FlushState.SENT) return false;
   if (logFreeSegments() > SEGMENTS_RESERVED || tailIsCommitted()) return false;
   const waited = clock_ms() - max(fullSinceMs, committedMs);
   if (nbdUp() && waited < MERGE_PATIENCE_MS) return false;
   if (!mergeWorthwhile()) return false;
+  // What the command has outdated would be gone if the command were voided: a very long one is two from here on.
+  if (commandOpen) {
+    endWanted = true;
+    return endCommand();
+  }
   // Nothing may be on its way out of the segment that goes.
   if (!senderIdle()) {
     if (!holdSending) senderReset(headSequence, headRow);
@@ -519,7 +575,7 @@ function mergeWhenFull(): bool {
   }
   // One epoch from now on, to its end: what is moved belongs to both ends of it.
   if (flushState == FlushState.WAITING) epochFloor = max(epochFloor, epochEnd);
-  flushState = FlushState.NONE;
+  reopenEpoch();
   closeWanted = true;
   holdSending = false;
   mergeStart();

@@ -10,7 +10,7 @@
 import type { CardSettings } from '../card/settings.js';
 import { ACKNOWLEDGEMENT_POINTS, DEFAULT_SETTINGS } from '../card/settings.js';
 import { Random } from '../fuzz/random.js';
-import { type BlockDeviceSettings, NO_FAULTS } from './block-device.js';
+import { type BlockDeviceFaults, type BlockDeviceSettings, NO_FAULTS } from './block-device.js';
 import { SECTOR_SIZE } from './content.js';
 import { EXPORT_NAME, type StoreFaults } from './memory-store.js';
 import type { NetworkSettings } from './network.js';
@@ -72,7 +72,9 @@ export type FaultKind =
   | 'machine-lost'
   | 'disk-full'
   | 'unreadable'
-  | 'power-cut';
+  | 'power-cut'
+  /** The card's clock jumps ahead by up to two hours. */
+  | 'clock-jump';
 
 export interface Fault {
   kind: FaultKind;
@@ -108,7 +110,7 @@ export const OPERATIONS = 300;
 /** The PC gives up a command after this: Linux's libata. */
 export const PC_TIMEOUT_US = 30 * SECOND;
 
-const FAULT_KINDS: FaultKind[] = [
+export const FAULT_KINDS: FaultKind[] = [
   'break',
   'block-up',
   'block-down',
@@ -119,6 +121,7 @@ const FAULT_KINDS: FaultKind[] = [
   'disk-full',
   'unreadable',
   'power-cut',
+  'clock-jump',
 ];
 
 const OTHER_KINDS: OtherOperation['kind'][] = [
@@ -200,8 +203,20 @@ function drawDevice(random: Random): BlockDeviceSettings {
     operationUs: random.pick([20, 300, 2 * MS]),
     blockUs: random.pick([2, 50, 250]),
     flushUs: random.pick([100, 2 * MS, 20 * MS]),
-    faults: { ...NO_FAULTS, slow: random.pick([0, 0, 0.001]) },
+    faults: drawDeviceFaults(random),
   };
+}
+
+/** In most runs the device damages nothing: then every promise holds without exception. */
+function drawDeviceFaults(random: Random): BlockDeviceFaults {
+  const faults = { ...NO_FAULTS, slow: random.pick([0, 0, 0.001]) };
+  if (random.chance(0.2)) {
+    faults.failedWrite = random.pick([0.0001, 0.003, 0.02]);
+    faults.failedFlush = random.pick([0, 0.003, 0.02]);
+  }
+  if (!random.chance(0.25)) return faults;
+  const chance = (): number => (random.chance(0.5) ? random.pick([0.0003, 0.002, 0.01]) : 0);
+  return { ...faults, lostWrite: chance(), misdirectedWrite: chance(), bitRot: chance(), readError: chance() };
 }
 
 /** How this run's PC uses its disk. */
