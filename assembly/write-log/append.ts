@@ -147,7 +147,7 @@ function abandonOn(): bool {
 function begin(lba: u32, count: u32, begins: bool): bool {
   firstBlock = lba / SECTORS_PER_BLOCK;
   blocks = <u32>((<u64>lba + count - 1) / SECTORS_PER_BLOCK) - firstBlock + 1;
-  if (!recordBegin(blocks, begins ? SEGMENTS_RESERVED : SEGMENTS_RESERVED - 1)) return false;
+  if (!recordBegin(blocks, SEGMENTS_RESERVED - (begins ? 0 : 1))) return false;
   state = AppendState.EDGES;
   edgeState[0] = edgeNeeded(firstBlock, lba, count) ? EdgeState.NEEDED : EdgeState.HERE;
   const last = firstBlock + blocks - 1;

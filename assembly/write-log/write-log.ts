@@ -37,7 +37,7 @@ import {
   SEGMENT_RECORD_BLOCKS,
 } from '../local-store/format';
 import { localStoreReady, storeSetCommitted } from '../local-store/local-store';
-import { mergeActive, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
+import { mergeActive, mergePossible, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
 import {
   firstRecord,
   logCommitted,
@@ -260,7 +260,7 @@ let endWanted: bool = false;
 
 /** Ends a command that was cut off by the PC: it stays as far as it came. */
 function endCommand(): bool {
-  if (!endWanted || !recordBegin(0, 0)) return false;
+  if (!endWanted || !recordBegin(0, SEGMENTS_RESERVED - 2)) return false;
   recordFinish(RecordKind.WRITE, RECORD_ENDS, 0);
   dirtyRecords += 1;
   endWanted = commandOpen = false;
@@ -561,7 +561,7 @@ function mergeWhenFull(): bool {
   if (logFreeSegments() > SEGMENTS_RESERVED || tailIsCommitted()) return false;
   const waited = clock_ms() - max(fullSinceMs, committedMs);
   if (nbdUp() && waited < MERGE_PATIENCE_MS) return false;
-  if (!mergeWorthwhile()) return false;
+  if (!mergeWorthwhile() || !mergePossible()) return false;
   // What the command has outdated would be gone if the command were voided: a very long one is two from here on.
   if (commandOpen) {
     endWanted = true;
