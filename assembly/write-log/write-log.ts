@@ -59,6 +59,7 @@ import {
   segmentPlace,
 } from '../local-store/record-log';
 import { recoveredDirtyBlocks, recoveredDirtyRecords, recoveredDirtySectors } from '../local-store/recovery';
+import { CONTROL } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
 import { NbdError, NbdState, nbdConnection, nbdFlush, nbdRelease, nbdRestart, nbdState, nbdUp } from '../nbd/client';
 import { AcknowledgementPoint, acknowledgementDelayMs, settings } from '../settings';
@@ -139,6 +140,7 @@ export function initWriteLog(arena: usize): void {
   epochFloor = 0;
   catchUpBytes = settings.epochSizeBytes;
   connection = nbdConnection();
+  controlled = load<u32>(CONTROL);
   setAcknowledgementPoint(settings.acknowledgementPoint);
 }
 
@@ -168,6 +170,17 @@ export function setAcknowledgementPoint(which: u32): bool {
   point = which;
   statistics.acknowledgementPoint = which;
   return true;
+}
+
+/** The control record's word as it was seen last. */
+let controlled: u32 = 0;
+
+/** Whoever runs the card has switched the point: 1 + which, 0 for the one of the settings. */
+function takeControl(): bool {
+  const wanted = load<u32>(CONTROL);
+  if (wanted == controlled) return false;
+  controlled = wanted;
+  return setAcknowledgementPoint(wanted == 0 ? settings.acknowledgementPoint : wanted - 1);
 }
 
 /** The point in force: as long as little of the log is dirty the card may wait for the server, if it is there. */
@@ -309,6 +322,7 @@ export function writeLogStep(): bool {
   }
   // First of all: what was the oldest record may not be there any more.
   let progressed = afterMerge();
+  progressed = takeControl() || progressed;
   progressed = appendStep() || progressed;
   progressed = endCommand() || progressed;
   progressed = restartAfterReconnect() || progressed;
