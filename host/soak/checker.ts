@@ -2,7 +2,7 @@
 // durable, and says when the two do not go together.
 //
 //   O1  a write is acknowledged only when what the acknowledgement point asks for has happened, and is not lost by any fault
-//       in that point's set (DESIGN.md)
+//       in that point's set (DESIGN.md); so is a flush, which where writes wait for the server waits for a generation
 //   O2  every generation is the base image and a prefix of the PC's commands; it ends inside a command only if that is
 //       longer than 512 KiB, or was cut short by the PC or by an error
 //   O3  that prefix never shrinks, and covers every FLUSH CACHE that was answered
@@ -150,6 +150,12 @@ export class Checker implements StoreWatcher {
   /** FLUSH CACHE was answered, or a write without write cache: everything that was done survives a power cut. */
   flushed(): void {
     this.#safe = this.#newestDone;
+    const needsCommit = this.#point === 'remote-received' || this.#point === 'remote-stored';
+    if (!needsCommit || this.#lenient || this.#newestDone <= this.#position) return;
+    throw new Violation(
+      'O1',
+      `a flush was answered at ${this.#point}, but no generation holds write #${this.#newestDone}, which was done before it`,
+    );
   }
 
   /** The PC has read sectors from `lba` on. */

@@ -87,6 +87,8 @@ class Simulation {
   readonly #pc: SimulatedPc;
   #lastOperation = -1;
   #storeRefused = false;
+  /** Merges of power-ons that are over. */
+  #merges = 0;
   /** Power is off until then. */
   #powerOnUs = 0;
 
@@ -202,6 +204,7 @@ class Simulation {
   #powerCut(offUs: number): void {
     this.#powerOnUs = Math.max(this.#powerOnUs, this.#world.nowUs + Math.max(offUs, 100 * MS));
     if (!this.#card.powered) return;
+    this.#merges += this.#card.statistics().merges;
     this.#pc.powerOff();
     this.#card.powerOff();
     this.#device.powerCut();
@@ -297,6 +300,8 @@ class Simulation {
     for (const [fault, count] of Object.entries(this.#device.faultCounts)) {
       if (count > 0) counts.set(`store-${fault.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`, count);
     }
+    const merges = this.#merges + (this.#card.powered ? this.#card.statistics().merges : 0);
+    if (merges > 0) counts.set('log-merged', merges);
     if (this.#storeRefused) counts.set('store-refused', 1);
     return counts;
   }

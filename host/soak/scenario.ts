@@ -313,8 +313,29 @@ function drawData(random: Random, habits: Habits, sectors: number, next: number)
   return operation;
 }
 
+/** A PC in a place with bad power: it goes again and again, while something is on its way to the store. */
+function drawPowerCuts(random: Random, scenario: Scenario): void {
+  const count = random.between(2, 12);
+  const withinUs = random.pick([300, 3 * MS, 30 * MS, 300 * MS]);
+  const near = scenario.operations.filter(({ kind }) => kind === 'flush' || kind === 'write' || kind === 'standby');
+  for (let number = 0; number < count && near.length > 0; number++) {
+    // Often the next one comes before much has happened.
+    const at = random.below(near.length);
+    for (const again of random.chance(0.5) ? [0, random.between(1, 3)] : [0]) {
+      scenario.faults.push({
+        kind: 'power-cut',
+        number: 1000 + 2 * number + Math.min(again, 1),
+        atOperation: near[Math.min(at + again, near.length - 1)].number,
+        delayUs: random.below(withinUs),
+        durationUs: random.below(200 * MS),
+      });
+    }
+  }
+}
+
 function drawFaults(random: Random, scenario: Scenario): void {
   const kinds = random.chance(0.1) ? [] : subset(random, FAULT_KINDS, 0.4);
+  if (random.chance(0.2)) drawPowerCuts(random, scenario);
   if (kinds.length === 0) return;
   const operations = scenario.operations.length;
   const count = random.between(1, Math.max(1, Math.round(operations / random.pick([20, 50, 100]))));
