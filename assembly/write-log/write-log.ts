@@ -286,6 +286,11 @@ export function writeLogFlush(): void {
   logWantStored(logNextSequence() - 1);
 }
 
+/** True while a write waits for room in the log. */
+export function writeLogFull(): bool {
+  return full;
+}
+
 /** True when a write may begin now or when room for it is made: false when the store does not take writes any more. */
 export function writeLogBroken(): bool {
   return logFailed();

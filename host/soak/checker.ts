@@ -237,8 +237,9 @@ export class Checker implements StoreWatcher {
     if (write.outcome === Outcome.DONE && !isSafe) {
       this.writesAtRisk += 1;
       write.outcome = Outcome.UNKNOWN;
-      write.min = 0;
     }
+    // What the PC was not told to be done may be undone, though it was seen: as with a disk's write cache.
+    if (write.outcome === Outcome.UNKNOWN) write.min = this.#heldByImage(write);
     for (let i = 0; i < write.count; i++) {
       const lba = write.lba + i;
       if (write.outcome === Outcome.DONE) {
@@ -251,6 +252,13 @@ export class Checker implements StoreWatcher {
       }
     }
     if (write.outcome === Outcome.DONE) this.#newestDone = write.number;
+  }
+
+  /** How far the newest generation holds the command. */
+  #heldByImage({ number, lba, count }: WriteCommand): number {
+    let held = count;
+    while (held > 0 && this.#image[lba + held - 1] !== number) held -= 1;
+    return held;
   }
 
   /** The card has started and answers the PC: from now on its lag counts. */
