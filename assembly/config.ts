@@ -18,6 +18,8 @@ export const NBD_REQUEST_SIZE_MAX: u32 = 131072;
 /** Back-off between connection attempts: doubles from the first to the second, with up to 50 % of chance added. */
 export const RECONNECT_MIN_MS: u32 = 100;
 export const RECONNECT_MAX_MS: u32 = 10000;
+/** A connection that lasted this long before the server ended it does not lengthen the back-off. */
+export const RECONNECT_TOLD_MS: u32 = 1000;
 /** A connection that brings nothing for this long although something is outstanding is given up. */
 export const NBD_SILENCE_TIMEOUT_MS: u32 = 10000;
 

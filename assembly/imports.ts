@@ -81,3 +81,14 @@ export declare function store_completed(): u32;
 
 /** CRC-32C (Castagnoli) of `length` bytes, going on from `seed` (0 to start). */
 export declare function crc32c(seed: u32, source: usize, length: u32): u32;
+
+/** SHA-256 of `length` bytes, 32 bytes to `target`. */
+export declare function sha256(source: usize, length: u32, target: usize): void;
+
+/** Raw DEFLATE (RFC 1951) of `length` bytes, at most 128 KiB, to `target`; returns its length, 0 when it is more than
+ * `capacity`. */
+export declare function deflate(source: usize, length: u32, target: usize, capacity: u32): u32;
+
+/** What `length` bytes of raw DEFLATE stand for; returns its length, 0xFFFFFFFF when they stand for nothing or for more than
+ * `capacity` bytes. */
+export declare function inflate(source: usize, length: u32, target: usize, capacity: u32): u32;

@@ -16,6 +16,7 @@
 //   0x00C100  rows on their way to the log's head    local-store/relocate.ts
 //   0x00D000  blocks to fill the store with          local-store/fills.ts
 //   0x010000  data buffer                           ata/, front end
+//   0x050000  payload as it is on the wire           nbd/pieces.ts
 //   0x100000  static data (asconfig.json, memoryBase), then __heap_base
 
 export const FRONT_END: usize = 0x1000;
@@ -53,5 +54,8 @@ export const STORE_FILLS_SIZE: u32 = 0x2000;
 export const DATA_BUFFER: usize = 0x10000;
 export const DATA_BUFFER_SIZE: u32 = 0x40000;
 export const DATA_BUFFER_HALF_SIZE: u32 = 0x20000;
+
+export const NBD_WIRE: usize = 0x50000;
+export const NBD_WIRE_SIZE: u32 = 0x81000;
 
 export const STATIC_DATA: usize = 0x100000;

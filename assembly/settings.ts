@@ -84,6 +84,37 @@ export const SETTINGS_MODEL_SIZE: u32 = 40;
 export const SETTINGS_EXPORT: u32 = 104;
 export const SETTINGS_EXPORT_SIZE: u32 = 256;
 
+/** Bytes a second that the card sends, and that it takes, at most; 0: no limit. */
+export const SETTINGS_LINK_RATE: u32 = 368;
+/** SETTINGS_WIRE_…: what the card offers an image server that knows cards. */
+export const SETTINGS_WIRE: u32 = 372;
+export const SETTINGS_WIRE_DEFLATE: u8 = 1;
+export const SETTINGS_WIRE_ASK: u8 = 2;
+/** A PlainServer. */
+export const SETTINGS_PLAIN_SERVER: u32 = 373;
+
+/** What becomes of clean blocks at a connection to a server that cannot tell what has changed. */
+export enum PlainServer {
+  /** Each is fetched again when it is used; without a connection it counts. */
+  VERIFY = 0,
+  /** All are forgotten. */
+  DROP = 1,
+  /** All count: nobody else changes the image. */
+  TRUST = 2,
+}
+
+export function linkRateBytes(): u32 {
+  return load<u32>(SETTINGS + SETTINGS_LINK_RATE);
+}
+
+export function settingsWire(): u8 {
+  return load<u8>(SETTINGS + SETTINGS_WIRE);
+}
+
+export function plainServer(): PlainServer {
+  return load<u8>(SETTINGS + SETTINGS_PLAIN_SERVER);
+}
+
 export const settings: Settings = changetype<Settings>(SETTINGS);
 
 assert(SETTINGS_EXPORT + SETTINGS_EXPORT_SIZE <= SETTINGS_RECORD_SIZE);
@@ -99,6 +130,7 @@ export function readSettings(): SettingsError {
   if (<u32>settings.length != SETTINGS_RECORD_SIZE) return SettingsError.BAD_LENGTH;
   if (settings.checksum != crc32c(0, SETTINGS + 12, SETTINGS_RECORD_SIZE - 12)) return SettingsError.BAD_CHECKSUM;
   if (<u32>settings.exportLength > SETTINGS_EXPORT_SIZE) return SettingsError.BAD_VALUE;
+  if (plainServer() > PlainServer.TRUST) return SettingsError.BAD_VALUE;
   if (settings.epochAgeMs == 0 || settings.epochSizeBytes == 0) return SettingsError.BAD_VALUE;
   if (settings.acknowledgementPoint > <u8>AcknowledgementPoint.REMOTE_STORED) return SettingsError.BAD_VALUE;
   if (settings.dirtyThreshold > 100 || writeStallMs() == 0) return SettingsError.BAD_VALUE;

@@ -17,6 +17,7 @@ import { fetchBoardDependency } from './fetch-board-deps.js';
 const WARNINGS = ['-Wall', '-Wextra', '-Wshadow', '-Wstrict-prototypes', '-Wmissing-prototypes', '-Wvla', '-Werror'];
 const RUNTIME_FILES = [
   'accelerators.c',
+  'deflate.c',
   'aot_runtime.c',
   'crash.c',
   'engine.c',
@@ -42,6 +43,7 @@ export interface CommonSources {
 export async function commonSources(root: string, firmwares: string[]): Promise<CommonSources> {
   const wasm3 = await fetchBoardDependency(root, 'wasm3');
   const mbedtls = await fetchBoardDependency(root, 'mbedtls');
+  const zlib = await fetchBoardDependency(root, 'zlib');
   const generated = join(root, 'build', 'boards', 'generated');
   mkdirSync(generated, { recursive: true });
   const imports = readImports(join(root, 'assembly', 'imports.ts'));
@@ -55,6 +57,10 @@ export async function commonSources(root: string, firmwares: string[]): Promise<
     `-I${generated}`,
     `-isystem${wasm3}`,
     `-isystem${join(mbedtls, 'include')}`,
+    // Without files and without an allocator of its own.
+    `-isystem${zlib}`,
+    '-DZ_SOLO',
+    '-DNO_GZIP',
     // wasm2c's own header, as Debian installs it. Named by its folder, since a cross compiler does not look there.
     `-isystem/usr/src/wasm2c`,
     '-DMBEDTLS_CONFIG_FILE="mbedtls_config.h"',
@@ -82,6 +88,10 @@ export async function commonSources(root: string, firmwares: string[]): Promise<
       // wasm3 counts on integers that wrap.
       { files: listC(wasm3, /^m3_.*\.c$/), flags: [...includes, '-w', '-fwrapv'] },
       { files: listC(join(mbedtls, 'library'), /\.c$/), flags: [...includes, '-w'] },
+      {
+        files: listC(zlib, /^(adler32|crc32|deflate|inffast|inflate|inftrees|trees|zutil)\.c$/),
+        flags: [...includes, '-w'],
+      },
     ],
   };
 }

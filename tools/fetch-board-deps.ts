@@ -1,7 +1,7 @@
-// Fetches the C sources that the boards are built with into build/deps/: wasm3 from an npm package, lwIP and mbedTLS from
-// Debian's source packages. Everything is pinned by hash, nothing is committed, and what is there already is left alone.
+// Fetches the C sources that the boards are built with into build/deps/: wasm3 from an npm package, lwIP, mbedTLS and zlib
+// from Debian's source packages. Everything is pinned by hash, nothing is committed, and what is there already is left alone.
 //
-//   node build/tools/fetch-board-deps.js [wasm3|lwip|mbedtls]...
+//   node build/tools/fetch-board-deps.js [wasm3|lwip|mbedtls|zlib]...
 
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -53,6 +53,12 @@ export const BOARD_DEPENDENCIES: Record<string, NpmSource | DebianSource> = {
     package: 'mbedtls',
     tarball: 'mbedtls_2.28.3.orig.tar.gz',
     sha256: '3b4953aa55a681e084d31892d9904cc5328d6b4958ea57b90ae4b4f94ae69a8d',
+  },
+  zlib: {
+    kind: 'debian',
+    package: 'zlib',
+    tarball: 'zlib_1.2.13.dfsg.orig.tar.bz2',
+    sha256: '71feb7947e3c00ef125f83b79a4e529bde31171e5babe48b391f06758d1ab0a1',
   },
 };
 

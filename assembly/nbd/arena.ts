@@ -32,4 +32,6 @@ export const DISCARD_SIZE: u32 = 4096;
 
 assert(NBD_REQUESTS_MAX <= 64);
 assert(NBD_REQUESTS_MAX * 28 <= OUTPUT_SIZE);
+/** The longest option is NBD_OPT_RIBBON: 16 + 52 + 64 + 256. */
+assert(OUTPUT_SIZE >= 388);
 assert(DISCARD + DISCARD_SIZE <= NBD + NBD_SIZE);

@@ -111,7 +111,7 @@ describe('NBD on the wire', () => {
     const write = nbdWrite(0x2000, 4, 0);
     nbdSetPiece(write, 0, MEMORY + 4096);
     store<u32>(MEMORY + 4096, 0x44332211);
-    const flush = nbdFlush();
+    const flush = nbdFlush(0);
     step();
     const first = takeSentHex(0);
     // magic, flags, type, cookie (8 bytes, ours to choose), offset, length
@@ -144,7 +144,7 @@ describe('NBD on the wire', () => {
   it('comes back after a violation, with nothing left of it', () => {
     begin(false);
     haggle();
-    const slot = nbdFlush();
+    const slot = nbdFlush(0);
     step();
     deliverHex(0, '67446698 00000000 0123456789abcdef');
     step();
@@ -152,7 +152,7 @@ describe('NBD on the wire', () => {
     expect(statistics.linkError).toBe(NbdError.UNKNOWN_COOKIE);
     expect(statistics.protocolErrors).toBe(1);
     expect(statistics.linkState).toBe(LinkState.DOWN);
-    expect(nbdFlush()).toBe(-1);
+    expect(nbdFlush(0)).toBe(-1);
     nbdRelease(slot);
     advanceClock(150);
     step();

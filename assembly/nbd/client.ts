@@ -7,13 +7,16 @@
 //   WAITING -> CONNECTING -> NEGOTIATING -> UP -> (anything wrong) -> WAITING
 //                                           UP -> DISCONNECTING -> STOPPED   by nbdDisconnect()
 
-import { NBD_SILENCE_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS } from '../config';
+import { NBD_SILENCE_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS, RECONNECT_TOLD_MS } from '../config';
 import { clock_ms, NetState, net_close, net_open, net_state, random_u32 } from '../imports';
 import { LogLevel, logBytes, logEnd, logText, logValue } from '../log';
 import { SETTINGS } from '../memory-map';
 import { SETTINGS_EXPORT, settings } from '../settings';
 import { LinkState, statistics } from '../statistics';
+import { PIECE_SIZE } from './arena';
 import {
+  NBD_CMD_ASK,
+  NBD_CMD_BLOCK_STATUS,
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
   NBD_CMD_TRIM,
@@ -39,6 +42,7 @@ import {
   negotiateStart,
   negotiateStep,
 } from './negotiate';
+import { initPlace, PlaceMode, placeAgreed, placeMode } from './place';
 import {
   allocate,
   initRequests,
@@ -52,7 +56,7 @@ import {
   takeAnswered,
   takeFinished,
 } from './requests';
-import { outputPending, outputSent, resetStream, STREAM, takeMoved } from './stream';
+import { outputPending, outputSent, resetStream, STREAM, streamBegin, streamTimeoutMs, takeMoved } from './stream';
 import { transmitBetweenMessages, transmitBusy, transmitDisconnect, transmitStart, transmitStep } from './transmit';
 
 export { NBD_CMD_FLAG_FUA, NBD_FLAG_READ_ONLY, NbdError, NbdState } from './constants';
@@ -93,6 +97,7 @@ let firstSize: u64 = 0;
 export function initNbd(): void {
   initRequests();
   initNegotiate();
+  initPlace();
   clearFailure();
   connections = attempts = patience = 0;
   firstSize = 0;
@@ -143,9 +148,36 @@ export function nbdWrite(offset: u64, length: u32, flags: u32): i32 {
   return begin(NBD_CMD_WRITE, <u16>flags, offset, length);
 }
 
-/** Makes every write durable that was DONE before. DONE at once where the server has no cache to flush. */
-export function nbdFlush(): i32 {
-  return begin(NBD_CMD_FLUSH, 0, 0, 0);
+/** Makes every write durable that was DONE before. DONE at once where the server has no cache to flush. `record`: the last
+ * record whose writes those are; a server that knows cards answers with the generation, nbdResult() and nbdResult2(). */
+export function nbdFlush(record: u64): i32 {
+  return link == Link.UP ? allocate(NBD_CMD_FLUSH, 0, record, 0) : -1;
+}
+
+/** Asks what has changed in [offset, offset + length). The answer, at most 4088 bytes of extents as [NBD] has them, goes to
+ * piece 0; nbdResult() is how many. */
+export function nbdBlockStatus(offset: u64, length: u32): i32 {
+  return begin(NBD_CMD_BLOCK_STATUS, 0, offset, length);
+}
+
+/** Asks which of these whole blocks the server has; SHA-256 of each is in piece 0. Bit i of nbdResult(): it has block i,
+ * and it is written. Only where placeAsk() is true. */
+export function nbdAsk(offset: u64, length: u32): i32 {
+  assert(offset % PIECE_SIZE == 0 && length % PIECE_SIZE == 0);
+  return begin(NBD_CMD_ASK, 0, offset, length);
+}
+
+/** Of a write that has not been handed to nbdStep() yet: the pieces that the server has. */
+export function nbdLeaveOut(slot: i32, pieces: u32): void {
+  request(slot).result = pieces;
+}
+
+export function nbdResult(slot: i32): u64 {
+  return request(slot).result;
+}
+
+export function nbdResult2(slot: i32): u64 {
+  return request(slot).result2;
 }
 
 /** Tells the server that nobody needs these bytes. DONE at once where the server does not want to know. */
@@ -204,9 +236,9 @@ export function nbdDisconnect(): void {
 
 /** Milliseconds until nbdStep() has something to do without any event; 0xFFFFFFFF when only an event makes it so. */
 export function nbdTimeoutMs(): u32 {
-  if (link == Link.WAITING) return left(sinceMs, waitMs);
+  if (link == Link.WAITING) return placeMode() == PlaceMode.WAITING ? NO_TIMER : left(sinceMs, waitMs);
   if (link == Link.STOPPED || !busy) return NO_TIMER;
-  return left(movedMs, silenceMs());
+  return min(left(movedMs, silenceMs()), streamTimeoutMs());
 }
 
 function left(startMs: u32, durationMs: u32): u32 {
@@ -222,8 +254,9 @@ function silenceMs(): u32 {
 export function nbdStep(): bool {
   const before = link;
   if (link == Link.STOPPED) return false;
+  streamBegin();
   if (link == Link.WAITING) {
-    if (left(sinceMs, waitMs) != 0) return false;
+    if (placeMode() == PlaceMode.WAITING || left(sinceMs, waitMs) != 0) return false;
     open();
   }
   const stream = net_state(STREAM);
@@ -334,6 +367,9 @@ function drop(): void {
   const stopping = link == Link.DISCONNECTING;
   // A connection that lasted was a good one: the next attempt comes soon.
   if (link == Link.UP && left(sinceMs, RECONNECT_MAX_MS) == 0) attempts = 0;
+  // A server that knows cards ends a connection to tell that somebody else has changed the image.
+  if (link == Link.UP && error == NbdError.CLOSED && placeAgreed() && left(sinceMs, RECONNECT_TOLD_MS) == 0)
+    attempts = 0;
   link = stopping ? Link.STOPPED : Link.WAITING;
   statistics.linkState = refused ? LinkState.REFUSED : LinkState.DOWN;
   sinceMs = clock_ms();

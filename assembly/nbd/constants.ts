@@ -25,9 +25,12 @@ export const NBD_OPT_ABORT: u32 = 2;
 export const NBD_OPT_STARTTLS: u32 = 5;
 export const NBD_OPT_GO: u32 = 7;
 export const NBD_OPT_STRUCTURED_REPLY: u32 = 8;
+/** SPEC.md "Between a card and the image server", as all that has RIBBON in its name or none in [NBD]. */
+export const NBD_OPT_RIBBON: u32 = 0x52424e01;
 
 export const NBD_REP_ACK: u32 = 1;
 export const NBD_REP_INFO: u32 = 3;
+export const NBD_REP_RIBBON: u32 = 0x52424e01;
 /** Set in every reply type that is an error. */
 export const NBD_REP_FLAG_ERROR: u32 = 0x80000000;
 export const NBD_REP_ERR_UNSUP: u32 = 0x80000001;
@@ -45,6 +48,12 @@ export const NBD_CMD_WRITE: u16 = 1;
 export const NBD_CMD_DISC: u16 = 2;
 export const NBD_CMD_FLUSH: u16 = 3;
 export const NBD_CMD_TRIM: u16 = 4;
+export const NBD_CMD_BLOCK_STATUS: u16 = 7;
+/** Commands of our own, by a number below 32 here; on the wire they have the one that follows. */
+export const NBD_CMD_ASK: u16 = 30;
+export const NBD_CMD_ASK_WIRE: u16 = 0x5202;
+/** What WRITE is on the wire of a server that knows cards. */
+export const NBD_CMD_WRITE_PIECES_WIRE: u16 = 0x5201;
 export const NBD_CMD_FLAG_FUA: u16 = 1;
 
 export const NBD_REPLY_FLAG_DONE: u16 = 1;
@@ -52,6 +61,10 @@ export const NBD_REPLY_TYPE_NONE: u16 = 0;
 export const NBD_REPLY_TYPE_OFFSET_DATA: u16 = 1;
 export const NBD_REPLY_TYPE_OFFSET_HOLE: u16 = 2;
 /** Set in every chunk type that is an error; unknown ones are read like NBD_REPLY_TYPE_ERROR. */
+export const NBD_REPLY_TYPE_BLOCK_STATUS: u16 = 5;
+export const NBD_REPLY_TYPE_COMMITTED: u16 = 0x5242;
+export const NBD_REPLY_TYPE_KNOWN: u16 = 0x5243;
+export const NBD_REPLY_TYPE_PIECES: u16 = 0x5244;
 export const NBD_REPLY_TYPE_FLAG_ERROR: u16 = 0x8000;
 export const NBD_REPLY_TYPE_ERROR: u16 = 0x8001;
 export const NBD_REPLY_TYPE_ERROR_OFFSET: u16 = 0x8002;
@@ -111,6 +124,10 @@ export enum NbdError {
   EXPORT_SHRUNK = 23,
   /** The server refused an option for some other reason. */
   OPTION_REFUSED = 24,
+  /** The server lacks what it had committed for this card: restored from a backup, or another image of that name. */
+  SERVER_OLDER = 25,
+  /** The server has committed records of this card's store that the card does not know: the store is a copy. */
+  STORE_COPIED = 26,
 
   // Violations of the protocol by the server.
   BAD_MAGIC = 32,
@@ -136,6 +153,10 @@ export enum NbdError {
   EARLY_REPLY = 43,
   /** Plain bytes behind the reply that starts TLS. */
   TLS_INJECTION = 44,
+  /** Extents that are not what was asked for. */
+  BAD_EXTENTS = 45,
+  /** Payload damaged on its way, again and again. */
+  CHECKSUM = 46,
 }
 
 export const NBD_ERROR_FIRST_REFUSAL: NbdError = NbdError.EXPORT_UNKNOWN;
@@ -199,6 +220,14 @@ export function nbdErrorText(error: NbdError): string {
       return 'NBD reply too scattered, going on without structured replies';
     case NbdError.EARLY_REPLY:
       return 'NBD violation: write done before it was sent';
+    case NbdError.SERVER_OLDER:
+      return 'image server knows less than this card, nothing is merged: see ribbon image resolve';
+    case NbdError.STORE_COPIED:
+      return "the local store is a copy of another card's: format it";
+    case NbdError.BAD_EXTENTS:
+      return 'NBD violation: bad extents';
+    case NbdError.CHECKSUM:
+      return 'payload damaged on its way again and again';
     case NbdError.TLS_INJECTION:
       return 'NBD violation: plain bytes before TLS';
     default:

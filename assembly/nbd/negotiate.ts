@@ -3,6 +3,7 @@
 //   server: NBDMAGIC IHAVEOPT flags           client: flags
 //   client: STARTTLS (when the settings say so)     ACK, then TLS
 //   client: STRUCTURED_REPLY                        ACK, or an error: simple replies will do
+//   client: RIBBON (place.ts)                       RIBBON, ACK;  or unsupported: a plain NBD server
 //   client: GO name, block size                     INFO…, ACK;  or unsupported: EXPORT_NAME name
 //
 // Everything that is waited for is bounded: the length of a reply, the number of replies, the length of a text.
@@ -26,6 +27,7 @@ import {
   NBD_OPT_ABORT,
   NBD_OPT_EXPORT_NAME,
   NBD_OPT_GO,
+  NBD_OPT_RIBBON,
   NBD_OPT_STARTTLS,
   NBD_OPT_STRUCTURED_REPLY,
   NBD_REP_ACK,
@@ -37,10 +39,12 @@ import {
   NBD_REP_ERR_UNSUP,
   NBD_REP_FLAG_ERROR,
   NBD_REP_INFO,
+  NBD_REP_RIBBON,
   NBD_STRING_SIZE_MAX,
   NbdError,
 } from './constants';
 import { fail } from './failure';
+import { PlaceMode, placeAgreed, placeMode, placeRequestSize, placeStart, putPlace, takePlace } from './place';
 import {
   expectInput,
   input16,
@@ -131,6 +135,7 @@ export function negotiateStart(): void {
   replies = 0;
   option = 0;
   noZeroes = exportTold = structuredReplies = false;
+  placeStart();
   exportSize = 0;
   exportFlags = 0;
   blockSizeMin = 1;
@@ -216,7 +221,9 @@ function sendOption(which: u32): void {
   put64(NBD_MAGIC_OPTION);
   put32(which);
   // GO: length of the name, name, number of information requests, one request.
-  put32(isGo ? 4 + nameLength + 2 + 2 : nameLength);
+  const isRibbon = which == NBD_OPT_RIBBON;
+  put32(isGo ? 4 + nameLength + 2 + 2 : isRibbon ? placeRequestSize() : nameLength);
+  if (isRibbon) putPlace();
   if (isGo) put32(nameLength);
   if (named) putBytes(SETTINGS + SETTINGS_EXPORT, nameLength);
   if (isGo) {
@@ -272,6 +279,12 @@ function takeOptionReply(): bool {
 function takeOptionData(): bool {
   if ((replyType & NBD_REP_FLAG_ERROR) != 0) return takeOptionError();
   if (replyType == NBD_REP_INFO && option == NBD_OPT_GO) return takeInfo();
+  if (replyType == NBD_REP_RIBBON && option == NBD_OPT_RIBBON) {
+    phase = Phase.OPTION_REPLY;
+    if (!takePlace(replyLength)) return false;
+    expectInput(OPTION_REPLY_SIZE);
+    return true;
+  }
   if (replyType != NBD_REP_ACK || replyLength != 0) {
     fail(NbdError.BAD_OPTION_REPLY, 'type', replyType, 'length', replyLength);
     return false;
@@ -279,6 +292,14 @@ function takeOptionData(): bool {
   if (option == NBD_OPT_STARTTLS) return startTls();
   if (option == NBD_OPT_STRUCTURED_REPLY) {
     structuredReplies = true;
+    sendOption(placeMode() == PlaceMode.CARD ? NBD_OPT_RIBBON : NBD_OPT_GO);
+    return true;
+  }
+  if (option == NBD_OPT_RIBBON) {
+    if (!placeAgreed()) {
+      fail(NbdError.BAD_OPTION_REPLY, 'option', option, 'place_told', 0);
+      return false;
+    }
     sendOption(NBD_OPT_GO);
     return true;
   }
@@ -304,6 +325,10 @@ function startTls(): bool {
 
 function takeOptionError(): bool {
   if (option == NBD_OPT_STRUCTURED_REPLY && replyType != NBD_REP_ERR_TLS_REQD && replyType != NBD_REP_ERR_SHUTDOWN) {
+    sendOption(NBD_OPT_GO);
+    return true;
+  }
+  if (option == NBD_OPT_RIBBON && replyType == NBD_REP_ERR_UNSUP && !placeAgreed()) {
     sendOption(NBD_OPT_GO);
     return true;
   }

@@ -8,7 +8,10 @@
 
 import { NBD_REQUEST_SIZE_MAX, NBD_REQUESTS_MAX } from '../config';
 import { PIECE_SIZE, PIECES, PIECES_MAX, QUEUE, RANGES, RANGES_MAX, REQUEST_SIZE, REQUESTS } from './arena';
-import { NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_WRITE, NbdState } from './constants';
+import { NBD_CMD_ASK, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_WRITE, NbdState } from './constants';
+
+/** A part that was damaged on its way is sent again this often. */
+const PART_TRIES_MAX: u8 = 3;
 
 @unmanaged
 export class Request {
@@ -27,8 +30,14 @@ export class Request {
   inFlight: bool; // 40
   /** Released while in flight: what comes is thrown away, then the slot is free. */
   abandoned: bool; // 41
-  reserved: u16; // 42
+  /** How often the part was sent again because it was damaged on its way. */
+  tries: u8; // 42
+  reserved: u8; // 43
   ranges: u32; // 44: how many there are
+  /** FLUSH: the generation; BLOCK_STATUS: bytes of extents; ASK: the blocks that the server has; WRITE: pieces to leave out. */
+  result: u64; // 48
+  /** FLUSH: the generation's id. */
+  result2: u64; // 56
 }
 
 assert(offsetof<Request>() <= REQUEST_SIZE);
@@ -109,11 +118,13 @@ export function allocate(type: u16, flags: u16, offset: u64, length: u32): i32 {
     free.flags = flags;
     free.partStart = 0;
     free.errno = 0;
+    free.tries = 0;
+    free.result = free.result2 = 0;
     free.state = NbdState.PENDING;
     free.inFlight = free.abandoned = false;
-    if (hasPayload(free)) {
+    if (hasPieces(free)) {
       assert(length > 0);
-      assert(length <= NBD_REQUEST_SIZE_MAX);
+      if (type != NBD_CMD_BLOCK_STATUS) assert(length <= NBD_REQUEST_SIZE_MAX);
       memory.fill(PIECES + <usize>slot * (PIECES_MAX * 4), 0, PIECES_MAX * 4);
     }
     store<u8>(QUEUE + queued, <u8>slot);
@@ -185,10 +196,29 @@ function mustWait(slot: i32): bool {
   for (let other: i32 = 0; other < <i32>NBD_REQUESTS_MAX; other++) {
     const ahead = request(other);
     if (!ahead.inFlight || other == slot || ahead.type == NBD_CMD_FLUSH) continue;
-    if (next.type == NBD_CMD_READ && ahead.type == NBD_CMD_READ) continue;
+    if (!changes(next) && !changes(ahead)) continue;
     if (next.offset < ahead.offset + ahead.length && ahead.offset < end) return true;
   }
   return false;
+}
+
+function changes(which: Request): bool {
+  return which.type != NBD_CMD_READ && which.type != NBD_CMD_BLOCK_STATUS;
+}
+
+/** The answer was damaged, or what was sent: the part is sent again, before all others. False when that was tried enough. */
+export function sendAgain(slot: i32): bool {
+  const damaged = request(slot);
+  assert(damaged.inFlight);
+  if (damaged.tries >= PART_TRIES_MAX) return false;
+  damaged.tries += 1;
+  damaged.inFlight = false;
+  damaged.errno = 0;
+  inFlight -= 1;
+  memory.copy(QUEUE + 1, QUEUE, queued);
+  store<u8>(QUEUE, <u8>slot);
+  queued += 1;
+  return true;
 }
 
 /** Takes the first slot off the queue; its next part, of at most `partLengthMax` bytes, is in flight from now on. */
@@ -196,6 +226,7 @@ export function startPart(slot: i32, partLengthMax: u32): void {
   assert(<i32>load<u8>(QUEUE) == slot);
   const next = request(slot);
   assert(!next.inFlight);
+  if (next.type == NBD_CMD_BLOCK_STATUS || next.type == NBD_CMD_ASK) assert(load<u32>(pieceSlot(slot, 0)) != 0);
   if (hasPayload(next)) {
     const pieces = (next.length + PIECE_SIZE - 1) / PIECE_SIZE;
     for (let i: u32 = 0; i < pieces; i++) assert(load<u32>(pieceSlot(slot, i)) != 0);
@@ -256,6 +287,11 @@ function unqueue(slot: i32): void {
 
 function hasPayload(which: Request): bool {
   return which.type == NBD_CMD_READ || which.type == NBD_CMD_WRITE;
+}
+
+/** BLOCK_STATUS and ASK have one piece, whatever their length: extents, hashes. */
+function hasPieces(which: Request): bool {
+  return hasPayload(which) || which.type == NBD_CMD_BLOCK_STATUS || which.type == NBD_CMD_ASK;
 }
 
 // Pieces

@@ -2,7 +2,8 @@
 // payload passes by. An import call is dear (about 147 instructions under an interpreter), so everything moves in pieces as
 // large as they come.
 
-import { net_receive, net_send } from '../imports';
+import { clock_ms, net_receive, net_send } from '../imports';
+import { linkRateBytes } from '../settings';
 import { statistics } from '../statistics';
 import { DISCARD, DISCARD_SIZE, INPUT, INPUT_SIZE, OUTPUT, OUTPUT_SIZE } from './arena';
 
@@ -16,10 +17,42 @@ let outputStart: u32 = 0;
 let outputEnd: u32 = 0;
 let moved: bool = false;
 
+/** The limit of the settings: what may be moved now in each direction, in bytes; it grows with time up to a tenth of a second's
+ * worth, or one message if that is more. */
+const ALLOWANCE_MIN: u32 = 16384;
+let allowedSend: u32 = 0;
+let allowedReceive: u32 = 0;
+let allowedMs: u32 = 0;
+let heldBack: bool = false;
+
 export function resetStream(): void {
   inputHave = inputNeed = skipLeft = 0;
   outputStart = outputEnd = 0;
-  moved = false;
+  moved = heldBack = false;
+  allowedSend = allowedReceive = ALLOWANCE_MIN;
+  allowedMs = clock_ms();
+}
+
+function allow(): void {
+  const rate = linkRateBytes();
+  const most = max(rate / 10, ALLOWANCE_MIN);
+  const passed = min(clock_ms() - allowedMs, 1000);
+  const more = <u32>((<u64>rate * passed) / 1000);
+  // A rate of less than a byte a millisecond adds up too.
+  if (more == 0) return;
+  allowedMs = clock_ms();
+  allowedSend = min(allowedSend + more, most);
+  allowedReceive = min(allowedReceive + more, most);
+}
+
+/** A step begins: nothing is held back yet. */
+export function streamBegin(): void {
+  heldBack = false;
+}
+
+/** Milliseconds until more may be moved, 0xFFFFFFFF when nothing is held back. */
+export function streamTimeoutMs(): u32 {
+  return heldBack ? max(1, 1000 / max(1, linkRateBytes() / 1024)) : 0xffffffff;
 }
 
 /** True once after any byte has moved. */
@@ -33,9 +66,16 @@ export function takeMoved(): bool {
 
 /** Receives up to `length` bytes to `target`; returns how many. */
 export function receive(target: usize, length: u32): u32 {
+  if (linkRateBytes() != 0) {
+    allow();
+    if (allowedReceive == 0) heldBack = true;
+    length = min(length, allowedReceive);
+    if (length == 0) return 0;
+  }
   const count = net_receive(STREAM, target, length);
   assert(count <= length);
   if (count > 0) moved = true;
+  if (linkRateBytes() != 0) allowedReceive -= count;
   statistics.bytesFromServer += count;
   return count;
 }
@@ -99,9 +139,16 @@ export function input64(offset: u32): u64 {
 
 /** Sends up to `length` bytes from `source`; returns how many were taken. */
 export function send(source: usize, length: u32): u32 {
+  if (linkRateBytes() != 0) {
+    allow();
+    if (allowedSend == 0) heldBack = true;
+    length = min(length, allowedSend);
+    if (length == 0) return 0;
+  }
   const count = net_send(STREAM, source, length);
   assert(count <= length);
   if (count > 0) moved = true;
+  if (linkRateBytes() != 0) allowedSend -= count;
   statistics.bytesToServer += count;
   return count;
 }

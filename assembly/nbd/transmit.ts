@@ -3,14 +3,19 @@
 // Payload goes straight between the runtime and the request's pieces. Headers of waiting requests are sent together, up to
 // the first write, whose payload follows its header. Replies may come in any order; a structured reply's chunks too.
 
-import { DISCARD, DISCARD_SIZE, INPUT, INPUT_SIZE } from './arena';
+import { LogLevel, logEnd, logText, logValue } from '../log';
+import { DISCARD, DISCARD_SIZE, INPUT, INPUT_SIZE, PIECE_SIZE } from './arena';
 import {
+  NBD_CMD_ASK,
+  NBD_CMD_ASK_WIRE,
+  NBD_CMD_BLOCK_STATUS,
   NBD_CMD_DISC,
   NBD_CMD_FLAG_FUA,
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
   NBD_CMD_TRIM,
   NBD_CMD_WRITE,
+  NBD_CMD_WRITE_PIECES_WIRE,
   NBD_EIO,
   NBD_ENOTSUP,
   NBD_FLAG_SEND_FLUSH,
@@ -20,18 +25,39 @@ import {
   NBD_MAGIC_SIMPLE_REPLY,
   NBD_MAGIC_STRUCTURED_REPLY,
   NBD_REPLY_FLAG_DONE,
+  NBD_REPLY_TYPE_BLOCK_STATUS,
+  NBD_REPLY_TYPE_COMMITTED,
   NBD_REPLY_TYPE_ERROR,
   NBD_REPLY_TYPE_ERROR_OFFSET,
   NBD_REPLY_TYPE_FLAG_ERROR,
+  NBD_REPLY_TYPE_KNOWN,
   NBD_REPLY_TYPE_NONE,
   NBD_REPLY_TYPE_OFFSET_DATA,
   NBD_REPLY_TYPE_OFFSET_HOLE,
+  NBD_REPLY_TYPE_PIECES,
   NBD_STRING_SIZE_MAX,
   NbdError,
   NbdState,
 } from './constants';
 import { fail, failure } from './failure';
 import { logServerText, negotiatedBlockMax, negotiatedFlags, negotiatedStructured } from './negotiate';
+import {
+  checkPieces,
+  ENCODING_DEFLATE,
+  ENCODING_NONE,
+  gatherBytes,
+  INFLATABLE,
+  inflatePieces,
+  piecesAddress,
+  piecesLength,
+  preparePieces,
+  putPiecesHead,
+  READ_CRCS,
+  READ_HEAD_SIZE,
+  rangePieces,
+  WRITE_HEAD_SIZE_MAX,
+} from './pieces';
+import { placeAgreed } from './place';
 import {
   Cover,
   covered,
@@ -43,6 +69,7 @@ import {
   pieceRun,
   request,
   requestsInFlight,
+  sendAgain,
   slotOfCookie,
   startPart,
 } from './requests';
@@ -75,9 +102,15 @@ enum Phase {
   /** The server's text behind an error chunk. */
   TEXT = 3,
   SKIP = 4,
+  /** Bytes that go to one place: extents, checksums, deflated payload. */
+  DIRECT = 5,
 }
 
 const REQUEST_HEADER_SIZE: u32 = 28;
+const HASH_SIZE: u32 = 32;
+/** Extents of one answer. */
+const EXTENTS_MAX: u32 = 511;
+const EXTENT_SIZE: u32 = 8;
 const SIMPLE_REPLY_SIZE: u32 = 16;
 const CHUNK_HEADER_SIZE: u32 = 20;
 /** Error number u32, length of the text u16. */
@@ -93,6 +126,12 @@ let chunkLength: u32 = 0;
 /** Payload still to come goes here, as a position in the request. */
 let payloadPosition: u32 = 0;
 let payloadLeft: u32 = 0;
+/** Where a DIRECT part goes, and how much of it is still to come. */
+let directAddress: usize = 0;
+let directLeft: u32 = 0;
+/** Of an answer in pieces: bytes of data behind the checksums, and how they are encoded; 0 when the data is not next. */
+let piecesData: u32 = 0;
+let piecesEncoding: u16 = 0;
 /** The staged part of the server's text behind an error chunk. */
 let stagedText: u32 = 0;
 
@@ -100,6 +139,8 @@ let stagedText: u32 = 0;
 let writeSlot: i32 = -1;
 let writePosition: u32 = 0;
 let writeLeft: u32 = 0;
+/** Where the payload lies in one piece, 0 when it lies in the request's pieces. */
+let writeFrom: usize = 0;
 /** The server has refused that write before it had all of it. */
 let writeAnswered: bool = false;
 
@@ -140,7 +181,8 @@ function sendRequests(): void {
 
 /** Stages what fits, up to the first write. True when there is anything to send. */
 function stageRequests(): bool {
-  while (writeSlot < 0 && outputRoom() >= REQUEST_HEADER_SIZE) {
+  const room = placeAgreed() ? REQUEST_HEADER_SIZE + WRITE_HEAD_SIZE_MAX : REQUEST_HEADER_SIZE;
+  while (writeSlot < 0 && outputRoom() >= room) {
     const slot = nextToSend();
     if (slot < 0) break;
     if (!endsUnsent(slot)) stageRequest(slot);
@@ -151,12 +193,31 @@ function stageRequests(): bool {
 function stageRequest(slot: i32): void {
   const next = request(slot);
   startPart(slot, negotiatedBlockMax());
-  putRequest(next.flags, next.type, next.cookie, next.offset + next.partStart, next.partLength);
-  if (next.type != NBD_CMD_WRITE) return;
+  const inPieces = next.type == NBD_CMD_WRITE && placeAgreed();
+  let type = next.type;
+  let offset = next.offset + next.partStart;
+  if (inPieces) type = NBD_CMD_WRITE_PIECES_WIRE;
+  else if (type == NBD_CMD_ASK) type = NBD_CMD_ASK_WIRE;
+  // The record number of a commit, which a plain NBD server must not see.
+  else if (type == NBD_CMD_FLUSH && !placeAgreed()) offset = 0;
+  putRequest(next.flags, type, next.cookie, offset, next.partLength);
+  if (next.type != NBD_CMD_WRITE && next.type != NBD_CMD_ASK) return;
   writeSlot = slot;
+  writeAnswered = false;
   writePosition = next.partStart;
   writeLeft = next.partLength;
-  writeAnswered = false;
+  writeFrom = 0;
+  if (inPieces) {
+    preparePieces(slot);
+    putPiecesHead(slot);
+  } else if (next.type == NBD_CMD_ASK) {
+    gatherBytes(pieceAddress(slot, 0), (next.length / PIECE_SIZE) * HASH_SIZE);
+  } else {
+    return;
+  }
+  writeFrom = piecesAddress();
+  writePosition = 0;
+  writeLeft = piecesLength();
 }
 
 /** What the server does not offer must not be sent. It has no cache to flush, then; a trim is only advice. */
@@ -183,7 +244,10 @@ function putRequest(flags: u16, type: u16, cookie: u64, offset: u64, length: u32
 /** True when all of the write's payload is sent. */
 function sendPayload(): bool {
   while (writeLeft > 0) {
-    const count = send(pieceAddress(writeSlot, writePosition), pieceRun(writeSlot, writePosition, writeLeft));
+    const count =
+      writeFrom != 0
+        ? send(writeFrom + writePosition, writeLeft)
+        : send(pieceAddress(writeSlot, writePosition), pieceRun(writeSlot, writePosition, writeLeft));
     if (count == 0) return false;
     writePosition += count;
     writeLeft -= count;
@@ -209,7 +273,9 @@ function takeReply(): bool {
     case Phase.CHUNK:
       return inputReady() && takeChunk();
     case Phase.PAYLOAD:
-      return receivePayload() && endChunk();
+      return receivePayload() && (placeAgreed() ? endPieces() : endChunk());
+    case Phase.DIRECT:
+      return receiveDirect() && endDirect();
     case Phase.TEXT:
       if (!inputReady()) return false;
       logServerText('image server says: ', INPUT, stagedText);
@@ -237,11 +303,16 @@ function takeHeader(): bool {
   replyEnds = (input16(4) & NBD_REPLY_FLAG_DONE) != 0;
   // The chunk's length, and what stands before its payload.
   let before: u32 = 0;
-  if (chunkType == NBD_REPLY_TYPE_OFFSET_DATA) before = 8;
+  const type = request(replySlot).type;
+  if (chunkType == NBD_REPLY_TYPE_BLOCK_STATUS && type == NBD_CMD_BLOCK_STATUS) before = 4;
+  else if (placeAgreed() && chunkType == NBD_REPLY_TYPE_PIECES && type == NBD_CMD_READ) before = READ_HEAD_SIZE;
+  else if (placeAgreed() && chunkType == NBD_REPLY_TYPE_COMMITTED && type == NBD_CMD_FLUSH) before = 16;
+  else if (placeAgreed() && chunkType == NBD_REPLY_TYPE_KNOWN && type == NBD_CMD_ASK) before = 4;
+  else if (chunkType == NBD_REPLY_TYPE_OFFSET_DATA) before = 8;
   else if (chunkType == NBD_REPLY_TYPE_OFFSET_HOLE) before = 12;
   else if ((chunkType & NBD_REPLY_TYPE_FLAG_ERROR) != 0) before = CHUNK_ERROR_SIZE;
   else if (chunkType != NBD_REPLY_TYPE_NONE) return failChunk();
-  const isRead = request(replySlot).type == NBD_CMD_READ;
+  const isRead = type == NBD_CMD_READ && !placeAgreed();
   if (!isRead && (chunkType == NBD_REPLY_TYPE_OFFSET_DATA || chunkType == NBD_REPLY_TYPE_OFFSET_HOLE))
     return failChunk();
   phase = Phase.CHUNK;
@@ -282,9 +353,122 @@ function takeChunk(): bool {
     case NBD_REPLY_TYPE_OFFSET_HOLE:
       if (chunkLength != 12) return failLength(12);
       return takeRange(input32(28)) && takeHole();
+    case NBD_REPLY_TYPE_PIECES:
+      return takePieces();
+    case NBD_REPLY_TYPE_BLOCK_STATUS:
+      return takeExtents();
+    case NBD_REPLY_TYPE_COMMITTED:
+      if (chunkLength != 16 || !replyEnds) return failLength(16);
+      request(replySlot).result = input64(20);
+      request(replySlot).result2 = input64(28);
+      return endChunk();
+    case NBD_REPLY_TYPE_KNOWN:
+      if (chunkLength != 4 || !replyEnds) return failLength(4);
+      // A bit above the mask says that there was an answer.
+      request(replySlot).result = <u64>input32(20) | ANSWERED;
+      return endChunk();
     default:
       return takeError();
   }
+}
+
+export const ANSWERED: u64 = 1 << 32;
+
+/** Extents of the one meta context that there is: they go to the request's memory. */
+function takeExtents(): bool {
+  const which = request(replySlot);
+  const bytes = chunkLength - 4;
+  if (chunkLength < 4 + EXTENT_SIZE || bytes % EXTENT_SIZE != 0 || bytes > EXTENTS_MAX * EXTENT_SIZE)
+    return failLength(12);
+  if (which.result != 0 || input32(20) != 1) {
+    fail(NbdError.BAD_EXTENTS, 'context', input32(20), 'bytes_before', which.result);
+    return false;
+  }
+  which.result = bytes;
+  expectDirect(which.abandoned ? DISCARD : pieceAddress(replySlot, 0), bytes);
+  return true;
+}
+
+/** The answer to a read: everything in one chunk, checksums first. */
+function takePieces(): bool {
+  const which = request(replySlot);
+  const pieces = rangePieces(which.offset + which.partStart, which.partLength);
+  const overhead = READ_HEAD_SIZE + 4 * pieces;
+  const same =
+    replyEnds &&
+    input64(20) == which.offset + which.partStart &&
+    <u32>input16(30) == pieces &&
+    input32(32) == which.partLength;
+  if (!same) return failRange(input64(20), input32(32));
+  piecesEncoding = input16(28);
+  if (piecesEncoding > ENCODING_DEFLATE) return failChunk();
+  piecesData = chunkLength - overhead;
+  const fits =
+    chunkLength > overhead &&
+    (piecesEncoding == ENCODING_NONE ? piecesData == which.partLength : piecesData < which.partLength);
+  if (!fits) return failLength(overhead + which.partLength);
+  expectDirect(READ_CRCS, 4 * pieces);
+  return true;
+}
+
+function expectDirect(address: usize, length: u32): void {
+  directAddress = address;
+  directLeft = length;
+  phase = Phase.DIRECT;
+}
+
+function receiveDirect(): bool {
+  while (directLeft > 0) {
+    const count = receive(directAddress, directLeft);
+    if (count == 0) return false;
+    directAddress += count;
+    directLeft -= count;
+  }
+  return true;
+}
+
+/** A DIRECT part is here: what is next? */
+function endDirect(): bool {
+  if (chunkType == NBD_REPLY_TYPE_BLOCK_STATUS) return endChunk();
+  const length = piecesData;
+  if (length == 0) return endInflatable();
+  piecesData = 0;
+  if (piecesEncoding == ENCODING_NONE) {
+    expectPayload(0, length);
+  } else {
+    inflatableLength = length;
+    expectDirect(INFLATABLE, length);
+  }
+  return true;
+}
+
+let inflatableLength: u32 = 0;
+
+function endInflatable(): bool {
+  if (request(replySlot).abandoned || inflatePieces(replySlot, inflatableLength)) return endPieces();
+  return damaged();
+}
+
+/** The part is in the owner's memory: is it what the server sent? */
+function endPieces(): bool {
+  const which = request(replySlot);
+  if (!which.abandoned && !checkPieces(replySlot)) return damaged();
+  coverRange(replySlot, 0, which.partLength);
+  return endChunk();
+}
+
+function damaged(): bool {
+  const which = request(replySlot);
+  logText('payload damaged on its way');
+  logValue('offset', which.offset + which.partStart);
+  logValue('length', which.partLength);
+  logEnd(LogLevel.WARNING);
+  if (!sendAgain(replySlot)) {
+    fail(NbdError.CHECKSUM, 'offset', which.offset + which.partStart, 'tries', which.tries);
+    return false;
+  }
+  expectReply();
+  return true;
 }
 
 function failLength(expected: u32): bool {
@@ -379,12 +563,31 @@ function endChunk(): bool {
   return endReply();
 }
 
+/** Commands whose answer is more than a yes. */
+function lacksResult(slot: i32): bool {
+  const which = request(slot);
+  if (which.errno != 0 || which.result != 0) return false;
+  if (which.type == NBD_CMD_FLUSH) return placeAgreed();
+  return which.type == NBD_CMD_ASK || which.type == NBD_CMD_BLOCK_STATUS;
+}
+
 function endReply(): bool {
-  expectReply();
+  if (lacksResult(replySlot)) {
+    fail(NbdError.CHUNK_MISSING, 'command', request(replySlot).type, 'length', 0);
+    return false;
+  }
   if (replySlot != writeSlot) {
+    const which = request(replySlot);
+    // Most likely it was damaged on its way.
+    if (which.type == NBD_CMD_WRITE && which.errno == NBD_EIO && placeAgreed() && sendAgain(replySlot)) {
+      expectReply();
+      return true;
+    }
+    expectReply();
     finishPart(replySlot);
     return true;
   }
+  expectReply();
   // The server answered a write that it does not have yet. It may refuse one by its header alone; the payload must follow
   // all the same, and the owner's memory is in use until then.
   if (writeAnswered || request(replySlot).errno == 0) {

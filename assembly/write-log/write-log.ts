@@ -465,7 +465,7 @@ function commit(): bool {
       release();
       return true;
     }
-    flushRequest = nbdFlush();
+    flushRequest = nbdFlush(0);
     if (flushRequest < 0) return false;
     flushState = FlushState.SENT;
     return true;

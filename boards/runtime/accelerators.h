@@ -10,4 +10,10 @@ uint32_t crc32c(uint32_t seed, const void *source, size_t length);
 
 void sha256(const void *source, size_t length, uint8_t digest[32]);
 
+/// Raw DEFLATE; returns its length, 0 when it is more than `capacity`.
+uint32_t deflate_bytes(const void *source, uint32_t length, void *target, uint32_t capacity);
+
+/// What raw DEFLATE stands for; returns its length, UINT32_MAX when it is nothing or more than `capacity` bytes.
+uint32_t inflate_bytes(const void *source, uint32_t length, void *target, uint32_t capacity);
+
 #endif

@@ -98,3 +98,15 @@ void import_abort(uint32_t message, uint32_t file, uint32_t line, uint32_t colum
   append_string(text, sizeof text, &at, file);
   engine_trap(TRAP_ABORT, line, column, text);
 }
+
+void import_sha256(uint32_t source, uint32_t length, uint32_t target) {
+  sha256(engine_bytes(source, length), length, engine_bytes(target, 32));
+}
+
+uint32_t import_deflate(uint32_t source, uint32_t length, uint32_t target, uint32_t capacity) {
+  return deflate_bytes(engine_bytes(source, length), length, engine_bytes(target, capacity), capacity);
+}
+
+uint32_t import_inflate(uint32_t source, uint32_t length, uint32_t target, uint32_t capacity) {
+  return inflate_bytes(engine_bytes(source, length), length, engine_bytes(target, capacity), capacity);
+}

@@ -25,6 +25,8 @@ bool ethernet_send(unsigned interface, const struct pbuf *frame);
 /// The next received frame, NULL when there is none.
 struct pbuf *ethernet_receive(unsigned interface);
 bool ethernet_link_up(unsigned interface);
+/// How often frames were lost because the receive ring was full.
+uint32_t ethernet_overflows(unsigned interface);
 void ethernet_address(unsigned interface, uint8_t address[6]);
 
 #endif

@@ -28,6 +28,7 @@ enum {
 };
 enum { DMACFG_BURST_16 = 16, DMACFG_PACKET_MEMORY = 3 << 8 | 1 << 10, DMACFG_CHECKSUM = 1 << 11 };
 enum { NWSR_MDIO_IDLE = 1 << 2 };
+enum { RXSR_NO_BUFFER = 1 << 0 };
 enum { INTERRUPT_RECEIVED = 1 << 1, INTERRUPT_RECEIVE_USED = 1 << 2, INTERRUPT_SENT = 1 << 7, INTERRUPT_OVERRUN = 1 << 10 };
 
 enum { RECEIVE_USED = 1 << 0, RECEIVE_WRAP = 1 << 1, RECEIVE_LENGTH = 0x1fff, RECEIVE_WHOLE = 3 << 14 };
@@ -54,6 +55,7 @@ static struct mac {
   bool has_phy;
   volatile bool interrupted; // since the rings were last looked at
   unsigned next_receive, next_send;
+  uint32_t overflows; // times that the receive ring was full
 } macs[NETWORK_INTERFACES_MAX] = {{.base = GEM0_BASE}, {.base = GEM1_BASE}};
 
 // PHY: IEEE 802.3 clause 22 registers
@@ -184,12 +186,15 @@ void gem_init(unsigned count) {
 
 /// After the ring has overflowed the MAC goes on only when the control register is written again (FACTS.md; on silicon it
 /// goes on by itself, and this costs nothing).
-static void restart_receive(const struct mac *mac) {
+static void restart_receive(struct mac *mac) {
   const uint32_t status = register_read(mac->base, RXSR);
   if (status == 0) return;
+  if (status & RXSR_NO_BUFFER) mac->overflows++;
   register_write(mac->base, RXSR, status);
   register_write(mac->base, NWCTRL, NWCTRL_MDIO | NWCTRL_RECEIVE | NWCTRL_SEND);
 }
+
+uint32_t ethernet_overflows(unsigned interface) { return macs[interface].overflows; }
 
 bool ethernet_pending(void) { return macs[0].interrupted || macs[1].interrupted; }
 

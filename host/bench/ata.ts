@@ -8,7 +8,7 @@ import path from 'node:path';
 import { buildDemoImage } from '../../tools/demo-image.js';
 import { Cable } from '../front-end/cable.js';
 import { GuestShell } from '../pc/shell.js';
-import { V86Pc } from '../pc/v86.js';
+import { V86Pc, type V86PcOptions } from '../pc/v86.js';
 import { Simulation } from '../sim/simulation.js';
 import type { Benchmark, BenchOptions, Figure } from './report.js';
 
@@ -57,33 +57,76 @@ const MEASUREMENTS: Measurement[] = [
   },
 ];
 
-/** Runs of each measurement in one boot; the best counts: whatever else the machine does only takes away. */
-const REPEATS = 5;
-const QUICK_REPEATS = 2;
+/** Pairs of runs of each measurement; the median counts. */
+const PAIRS = 9;
+const QUICK_PAIRS = 3;
 
 const benchmark: Benchmark = {
   title: "a PC's disk through the card, against v86's own IDE disk",
   async run(options: BenchOptions, onProgress): Promise<Figure[]> {
     const image = await buildDemoImage((percent, what) => onProgress(`demo image: ${what} ${Math.round(percent)} %`));
-    const card = await onCard(image, (shell) => measureAll(shell, options, (text) => onProgress(`card: ${text}`)));
-    const builtIn = await onBuiltInDisk(image, (shell) =>
-      measureAll(shell, options, (text) => onProgress(`v86's own disk: ${text}`)),
-    );
-    return [...card].map(([name, { value, measurement }]) => ({
-      name,
-      value,
-      unit: measurement.unit,
-      peer: { name: "v86's own disk", value: builtIn.get(name)?.value ?? Number.NaN },
-      ...(measurement.bar === undefined ? {} : { bar: measurement.bar }),
-    }));
+    return withCard(image, async (cable) => {
+      onProgress('starting two PCs');
+      const card = await Guest.start({ cables: [cable, new Cable([])] });
+      try {
+        const builtIn = await Guest.start({ builtInDisk: readBuffer(image) });
+        try {
+          return await measureAll(card, builtIn, options, onProgress);
+        } finally {
+          await builtIn.stop();
+        }
+      } finally {
+        await card.stop();
+      }
+    });
   },
 };
 
 export default benchmark;
 
-type Results = Map<string, { value: number; measurement: Measurement }>;
+/** A booted PC that runs only while it is asked for something: two of them share a processor without meeting. */
+class Guest {
+  readonly #pc: V86Pc;
+  readonly #shell: GuestShell;
 
-async function onCard(image: string, measure: (shell: GuestShell) => Promise<Results>): Promise<Results> {
+  static async start(options: V86PcOptions): Promise<Guest> {
+    const guest = new Guest(await V86Pc.create(options));
+    await guest.#pc.start();
+    await guest.#shell.ready(BOOT_TIMEOUT_MS);
+    // The writes go over the data partition.
+    await guest.#run('umount /data');
+    await guest.#pc.pause();
+    return guest;
+  }
+
+  private constructor(pc: V86Pc) {
+    this.#pc = pc;
+    this.#shell = new GuestShell(pc);
+  }
+
+  async run(command: string): Promise<string> {
+    await this.#pc.resume();
+    try {
+      return await this.#run(command);
+    } finally {
+      await this.#pc.pause();
+    }
+  }
+
+  async stop(): Promise<void> {
+    await this.#pc.stop();
+  }
+
+  async #run(command: string): Promise<string> {
+    const parts: Buffer[] = [];
+    const status = await this.#shell.run(command, (bytes) => parts.push(bytes));
+    const output = Buffer.concat(parts).toString('latin1');
+    if (status !== 0) throw new Error(`"${command}" failed in the guest with status ${status}: ${output}`);
+    return output;
+  }
+}
+
+async function withCard<T>(image: string, use: (cable: Cable) => Promise<T>): Promise<T> {
   const folder = await mkdtemp(path.join(os.tmpdir(), 'ribbon-bench-'));
   try {
     const simulation = await Simulation.start(
@@ -101,7 +144,7 @@ async function onCard(image: string, measure: (shell: GuestShell) => Promise<Res
       },
     );
     try {
-      return await onPc(await V86Pc.create({ cables: [simulation.cable, new Cable([])] }), measure);
+      return await use(simulation.cable);
     } finally {
       await simulation.stop();
     }
@@ -110,64 +153,61 @@ async function onCard(image: string, measure: (shell: GuestShell) => Promise<Res
   }
 }
 
-async function onBuiltInDisk(image: string, measure: (shell: GuestShell) => Promise<Results>): Promise<Results> {
-  const content = readFileSync(image);
-  const disk = content.buffer.slice(content.byteOffset, content.byteOffset + content.length) as ArrayBuffer;
-  return onPc(await V86Pc.create({ builtInDisk: disk }), measure);
-}
-
-async function onPc(pc: V86Pc, measure: (shell: GuestShell) => Promise<Results>): Promise<Results> {
-  try {
-    const shell = new GuestShell(pc);
-    await pc.start();
-    await shell.ready(BOOT_TIMEOUT_MS);
-    return await measure(shell);
-  } finally {
-    await pc.stop();
-  }
+function readBuffer(file: string): ArrayBuffer {
+  const content = readFileSync(file);
+  return content.buffer.slice(content.byteOffset, content.byteOffset + content.length) as ArrayBuffer;
 }
 
 async function measureAll(
-  shell: GuestShell,
+  card: Guest,
+  builtIn: Guest,
   options: BenchOptions,
   onProgress: (text: string) => void,
-): Promise<Results> {
-  const results: Results = new Map();
-  // The writes go over the data partition.
-  await runInGuest(shell, 'umount /data');
+): Promise<Figure[]> {
+  const figures: Figure[] = [];
+  const pairs = options.quick ? QUICK_PAIRS : PAIRS;
   for (const mode of MODES) {
-    await runInGuest(shell, `ata-mode ${mode}`);
+    for (const guest of [card, builtIn]) await guest.run(`ata-mode ${mode}`);
     for (const measurement of MEASUREMENTS) {
-      onProgress(`${mode.toUpperCase()}, ${measurement.name}`);
-      const repeats = options.quick ? QUICK_REPEATS : REPEATS;
-      const value = await measureBest(shell, measurement, repeats);
-      results.set(`${mode.toUpperCase()}, ${measurement.name}`, { value, measurement });
+      const name = `${mode.toUpperCase()}, ${measurement.name}`;
+      const results: { card: number; builtIn: number }[] = [];
+      // The first pair is not counted: it fills the cache.
+      for (let i = 0; i <= pairs; i++) {
+        onProgress(`${name}, ${i} of ${pairs}`);
+        const pair = { card: await measure(card, measurement), builtIn: await measure(builtIn, measurement) };
+        if (i > 0) results.push(pair);
+      }
+      figures.push(figureOf(name, measurement, results));
     }
   }
-  return results;
+  return figures;
 }
 
-/** The first run is not counted: it fills the cache. */
-async function measureBest(shell: GuestShell, measurement: Measurement, repeats: number): Promise<number> {
+/** The machine has other work now and then, which hits both of a pair: the ratio is the median of the pairs' ratios. */
+function figureOf(name: string, measurement: Measurement, pairs: { card: number; builtIn: number }[]): Figure {
+  const value = median(pairs.map((pair) => pair.card));
+  const ratio = median(pairs.map((pair) => pair.card / pair.builtIn));
+  return {
+    name,
+    value,
+    unit: measurement.unit,
+    peer: { name: "v86's own disk", value: value / ratio },
+    ...(measurement.bar === undefined ? {} : { bar: measurement.bar }),
+  };
+}
+
+function median(values: number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[sorted.length >> 1];
+}
+
+async function measure(guest: Guest, measurement: Measurement): Promise<number> {
   const { count, readAhead, command } = measurement;
   const prepare = `sync; echo 3 > /proc/sys/vm/drop_caches; blockdev --setra ${readAhead} /dev/sda`;
-  let best = 0;
-  for (let i = 0; i <= repeats; i++) {
-    const output = await runInGuest(shell, `${prepare}; time ${command(count)}`);
-    const [, minutes, rest] = /^real\s+(\d+)m ?([0-9.]+)s/m.exec(output) ?? [];
-    const seconds = 60 * Number(minutes) + Number(rest);
-    if (!(seconds > 0)) throw new Error(`the shell reports no time: ${output}`);
-    const requests = count / seconds;
-    const value = measurement.unit === 'MB/s' ? (requests * measurement.blockSize) / 1e6 : requests;
-    if (i > 0) best = Math.max(best, value);
-  }
-  return best;
-}
-
-async function runInGuest(shell: GuestShell, command: string): Promise<string> {
-  const parts: Buffer[] = [];
-  const status = await shell.run(command, (bytes) => parts.push(bytes));
-  const output = Buffer.concat(parts).toString('latin1');
-  if (status !== 0) throw new Error(`"${command}" failed in the guest with status ${status}: ${output}`);
-  return output;
+  const output = await guest.run(`${prepare}; time ${command(count)}`);
+  const [, minutes, rest] = /^real\s+(\d+)m ?([0-9.]+)s/m.exec(output) ?? [];
+  const seconds = 60 * Number(minutes) + Number(rest);
+  if (!(seconds > 0)) throw new Error(`the shell reports no time: ${output}`);
+  const requests = count / seconds;
+  return measurement.unit === 'MB/s' ? (requests * measurement.blockSize) / 1e6 : requests;
 }

@@ -11,6 +11,8 @@ export interface Figure {
   unit: string;
   /** What it was measured against in the same run. */
   peer?: { name: string; value: number };
+  /** Of the ratios of single rounds; without it the ratio is that of the values. */
+  ratio?: { median: number; least: number; most: number };
   /** The least acceptable ratio to the peer, or the least (`atMost`: the greatest) acceptable value when there is no peer. */
   bar?: number;
   atMost?: boolean;
@@ -23,7 +25,7 @@ export interface Benchmark {
 
 /** The figure's ratio to its peer, its value when it has none. */
 export function measured(figure: Figure): number {
-  return figure.peer === undefined ? figure.value : figure.value / figure.peer.value;
+  return figure.ratio?.median ?? (figure.peer === undefined ? figure.value : figure.value / figure.peer.value);
 }
 
 /** True when the figure has no bar or meets it. */
@@ -38,10 +40,11 @@ export function formatFigures(figures: Figure[]): string {
     `${formatNumber(figure.value)} ${figure.unit}`,
     figure.peer === undefined ? '' : `${figure.peer.name} ${formatNumber(figure.peer.value)} ${figure.unit}`,
     figure.peer === undefined ? '' : `${measured(figure).toFixed(2)} x`,
+    figure.ratio === undefined ? '' : `${figure.ratio.least.toFixed(2)}-${figure.ratio.most.toFixed(2)}`,
     figure.bar === undefined ? '' : `${figure.atMost === true ? '<=' : '>='} ${figure.bar}`,
     figure.bar === undefined ? '' : meetsBar(figure) ? 'ok' : 'MISSED',
   ]);
-  rows.unshift(['figure', 'ribbon', 'peer', 'ratio', 'bar', '']);
+  rows.unshift(['figure', 'ribbon', 'peer', 'ratio', 'rounds', 'bar', '']);
   const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));
   return rows
     .map((row) =>

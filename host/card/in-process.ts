@@ -5,6 +5,7 @@
 
 import { Failure } from '../failure.js';
 import { FrontEnd } from '../front-end/front-end.js';
+import { acceleratorImports } from './accelerators.js';
 import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
 import { crc32c } from './crc32c.js';
 import type { NetworkPath } from './network.js';
@@ -257,6 +258,7 @@ export class InProcessCard implements Card {
         ),
         crc32c: (seed: number, source: number, length: number) =>
           crc32c(this.#view(source >>> 0, length >>> 0), seed >>> 0),
+        ...acceleratorImports((address, length) => this.#view(address >>> 0, length >>> 0)),
       },
     };
   }

@@ -28,6 +28,9 @@ export interface QemuCardOptions extends RemoteCardOptions {
   fallbackFirmware?: string;
   /** Further lines of SPEC.md "Network paths": how the Ethernet ports get their addresses. */
   interfaces?: string[];
+  /** Two unix sockets that QEMU connects to, the card's port 0 to one and the network that it is otherwise on to the other: who listens
+   * there is the switch between them (tests/boards/lan.ts). */
+  lan?: { card: string; uplink: string };
   /** Further arguments of QEMU: for tests. */
   qemuArguments?: string[];
   /** Changes the flash before the card is switched on for the first time: for tests of damage. */
@@ -89,7 +92,9 @@ export class QemuCard extends RemoteCard {
         ...['-serial', `unix:${file('doorbell')},server=on,wait=off`],
         ...['-drive', `if=sd,index=0,file=${sd},format=raw,id=card0`],
         ...['-drive', `if=mtd,index=8,file=${file('flash')},format=raw`],
-        ...['-nic', 'user,id=n0,model=cadence_gem', '-nic', 'user,id=n1,model=cadence_gem,net=10.0.3.0/24'],
+        ...(options.lan === undefined ? ['-netdev', 'user,id=n0'] : switched(options.lan)),
+        ...['-netdev', 'user,id=n1,net=10.0.3.0/24'],
+        ...[0, 1].flatMap((port) => ['-net', `nic,model=cadence_gem,netdev=n${port}`]),
         ...['-qmp', `unix:${this.#qmpSocket},server=on,wait=off`],
         ...(options.countInstructions ? ['-icount', 'shift=0'] : []),
         ...(options.qemuArguments ?? []),
@@ -144,4 +149,13 @@ export class QemuCard extends RemoteCard {
     this.#relay = relay;
     return { ...path, address: { host: '127.0.0.1', port: (relay.address() as net.AddressInfo).port } };
   }
+}
+
+/** Port 0 at one socket, the user network at the other. */
+function switched(lan: { card: string; uplink: string }): string[] {
+  const stream = (id: string, path: string): string => `stream,id=${id},server=off,addr.type=unix,addr.path=${path}`;
+  return [
+    ...['-netdev', stream('n0', lan.card), '-netdev', stream('uplink', lan.uplink), '-netdev', 'user,id=lan'],
+    ...['-netdev', 'hubport,id=lan0,hubid=0,netdev=lan', '-netdev', 'hubport,id=lan1,hubid=0,netdev=uplink'],
+  ];
 }

@@ -30,6 +30,13 @@ export interface CardSettings {
   formatStore: boolean;
   /** Forget at power-on what the image server has, too: for images that others change while the card is off. */
   dropCleanCache: boolean;
+  /** Bytes a second that the card sends, and that it takes, at most; 0: no limit. */
+  linkRateBytes: number;
+  /** Offers of the card to an image server that knows cards: compressed payload, and asking which blocks the server has. */
+  deflate: boolean;
+  ask: boolean;
+  /** What becomes of clean blocks at a connection to a server that cannot tell what has changed. */
+  plainServer: 'verify' | 'drop' | 'trust';
 }
 
 export const DEFAULT_SETTINGS: CardSettings = {
@@ -47,6 +54,10 @@ export const DEFAULT_SETTINGS: CardSettings = {
   acknowledgementDelayMs: 0,
   formatStore: false,
   dropCleanCache: false,
+  linkRateBytes: 0,
+  deflate: true,
+  ask: true,
+  plainServer: 'verify',
 };
 
 const MAGIC = 0x54534252; // "RBST"
@@ -55,6 +66,9 @@ const RECORD_SIZE = 512;
 const FLAG_TLS = 1;
 const FLAG_STORE_FORMAT = 2;
 const FLAG_STORE_DROP_CLEAN = 4;
+const WIRE_DEFLATE = 1;
+const WIRE_ASK = 2;
+const PLAIN_SERVERS = ['verify', 'drop', 'trust'] as const;
 const EXPORT_OFFSET = 104;
 const EXPORT_SIZE = 256;
 
@@ -88,6 +102,9 @@ export function encodeSettings(settings: CardSettings): Uint8Array {
   writeText(record, 'firmware', settings.firmware, 56, 8);
   writeText(record, 'model', settings.model, 64, 40);
   exportName.copy(record, EXPORT_OFFSET);
+  record.writeUInt32LE(settings.linkRateBytes, 368);
+  record[372] = (settings.deflate ? WIRE_DEFLATE : 0) | (settings.ask ? WIRE_ASK : 0);
+  record[373] = PLAIN_SERVERS.indexOf(settings.plainServer);
   record.writeUInt32LE(crc32c(record.subarray(12)), 8);
   return record;
 }

@@ -1,5 +1,6 @@
 // `ribbon bench`: every published figure, by name.
 
+import os from 'node:os';
 import type { Command } from 'commander';
 import { type Benchmark, formatFigures, meetsBar } from '../bench/report.js';
 import { Failure } from '../failure.js';
@@ -38,13 +39,20 @@ async function bench(names: string[], options: Options): Promise<void> {
   const results: Record<string, unknown> = {};
   for (const name of names.length > 0 ? names : Object.keys(BENCHMARKS)) {
     const benchmark = await BENCHMARKS[name]();
+    const loadBefore = os.loadavg()[0];
     const figures = await benchmark.run({ quick }, showProgress);
     showProgress('');
     results[name] = figures;
-    if (!options.json) process.stdout.write(`${name}: ${benchmark.title}\n${formatFigures(figures)}\n\n`);
+    if (!options.json)
+      process.stdout.write(`${name}: ${benchmark.title}\n${formatFigures(figures)}\n${loadText(loadBefore)}\n\n`);
     if (!quick && !figures.every(meetsBar)) process.exitCode = 1;
   }
   if (options.json) process.stdout.write(`${JSON.stringify(results, null, 2)}\n`);
+}
+
+/** Figures of a busy machine are worth less: say how busy it was, this benchmark included at the end. */
+function loadText(before: number): string {
+  return `load average ${before.toFixed(1)} before, ${os.loadavg()[0].toFixed(1)} after, on ${os.cpus().length} processors`;
 }
 
 function showProgress(text: string): void {

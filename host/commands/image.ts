@@ -6,9 +6,13 @@ import { SingleBar } from 'cli-progress';
 import type { Command } from 'commander';
 import { Failure } from '../failure.js';
 import { connectControl } from '../server/control.js';
+import type { ReplicaReport } from '../server/replica-client.js';
 import { type AdminOperations, type AdminProgress, adminOperations } from '../store/admin.js';
+import type { FilesDiff } from '../store/diff-files.js';
+import { FORMATS, formatOfName } from '../store/qemu-img.js';
 import { DEFAULT_RETENTION } from '../store/retention.js';
 import { Store } from '../store/store.js';
+import { attachImage } from './image-attach.js';
 import { DEFAULT_STORE } from './serve.js';
 
 interface Options {
@@ -46,7 +50,7 @@ export function register(program: Command): void {
           Object.entries(it.tags)
             .map(([tag, generation]) => `${tag}=@${generation}`)
             .join(' '),
-          it.origin === null ? '' : `${it.origin.line}@${it.origin.generation}`,
+          it.origin === null ? '' : `${it.origin.line ?? '(removed)'}@${it.origin.generation}`,
           [it.writer === null ? '' : `writer ${it.writer}`, it.readers > 0 ? `${it.readers} readers` : '']
             .filter(Boolean)
             .join(', '),
@@ -57,12 +61,17 @@ export function register(program: Command): void {
   verb('create <name> <size>', 'make an empty image; SIZE in bytes, or with K, M, G, T', (admin, [name, size]) =>
     admin.create(name, parseSize(size)),
   );
-  verb('import <name> <file>', 'make a raw disk image file an image', (admin, [name, file]) =>
-    admin.import(name, path.resolve(file)),
-  );
-  verb('export <image> <file>', 'write IMAGE[/BRANCH][@GENERATION] to a raw file, sparse', (admin, [name, file]) =>
-    admin.export(name, path.resolve(file)),
-  );
+  verb(
+    'import <name> <file>',
+    'make a disk image file an image; the same command goes on with an import that was cut short',
+    (admin, [name, file], { format }) => admin.import(name, path.resolve(file), (format as string | undefined) ?? null),
+  ).option('--format <format>', `${Object.keys(FORMATS).join(', ')}; default: what the file begins with`);
+  verb(
+    'export <image> <file>',
+    'write IMAGE[/BRANCH][@GENERATION] to a file, sparse; the same command goes on with an export that was cut short',
+    (admin, [name, file], { format }) =>
+      admin.export(name, path.resolve(file), (format as string | undefined) ?? formatOfName(file)),
+  ).option('--format <format>', `${Object.keys(FORMATS).join(', ')}; default: as the file's name ends, else raw`);
   verb('clone <image> <name>', 'a new image that begins as IMAGE[@GENERATION]; costs no space', (admin, [from, name]) =>
     admin.clone(from, name),
   );
@@ -119,6 +128,7 @@ export function register(program: Command): void {
     print(options.take === 'branch' ? `@${generation}` : `card ${card} takes ${name} when it has nothing uncommitted`);
   }).requiredOption('--take <side>', 'branch: its branch becomes IMAGE; image: the card goes on with IMAGE as it is');
   verb('diff <from> <to>', 'the byte ranges in which two generations differ', async (admin, [from, to], options) => {
+    if (options.files) return printFiles(await admin.diffFiles(from, to), options.json === true);
     const ranges = await admin.diff(from, to);
     if (options.json) print(JSON.stringify(ranges));
     else {
@@ -127,14 +137,58 @@ export function register(program: Command): void {
         ranges.map((it) => [String(it.offset), String(it.length)]),
       );
     }
+  })
+    .option('--json', 'as JSON')
+    .option('--files', 'the files that differ, in file systems that are recognised (FAT, NTFS, ext, …)');
+  verb('merge-base <a> <b>', 'the newest generation that both come from', async (admin, [a, b], options) => {
+    const base = await admin.mergeBase(a, b);
+    if (options.json) print(JSON.stringify(base));
+    else if (base === null) throw new Failure(`${a} and ${b} have no generation in common`);
+    else print(`${base.line ?? '(removed)'}@${base.generation}${base.kept ? '' : ' (no longer kept)'}`);
   }).option('--json', 'as JSON');
+  verb(
+    'attach <image> [path]',
+    'the image as a local file, for mounting and repairing; what is changed becomes one generation when it ends',
+    (admin, [name, file], { store }) => attachImage(admin, name, file, store),
+  );
+  verb('detach <number>', 'end an attachment whose command is gone', async (admin, [number], { discard }) => {
+    if (!/^\d{1,9}$/.test(number)) throw new Failure(`"${number}" is not the number of an attachment`);
+    const generation = await admin.detach(Number(number), discard !== true);
+    print(generation === null ? 'nothing was changed' : `@${generation}`);
+  }).option('--discard', 'forget what was changed');
+  const remote = (command: Command): Command =>
+    command
+      .option('--token-file <file>', 'the bearer token for the other server')
+      .option('--ca <file>', 'who has signed its certificate (PEM)');
+  const remoteOptions = ({ tokenFile, ca }: Record<string, unknown>) => ({
+    tokenFile: tokenFile === undefined ? null : path.resolve(String(tokenFile)),
+    caFile: ca === undefined ? null : path.resolve(String(ca)),
+  });
+  const report = ({ generations, blobs, bytes }: ReplicaReport) =>
+    print(`${generations} generations, ${blobs} blocks and tree nodes, ${bytes} bytes`);
+  remote(
+    verb(
+      'push <image> <url>',
+      'send what the server at http(s)://HOST:PORT/NAME has not',
+      async (admin, [name, url], options) => report(await admin.push(name, url, remoteOptions(options))),
+    ),
+  );
+  remote(
+    verb(
+      'pull <url> <image>',
+      'fetch what is missing here of http(s)://HOST:PORT/NAME',
+      async (admin, [url, name], options) => report(await admin.pull(url, name, remoteOptions(options))),
+    ),
+  );
   verb('rollback <image>', 'make the content of IMAGE@GENERATION the next generation', async (admin, [name]) =>
     print(`@${await admin.rollback(name)}`),
   );
   verb('rename <from> <to>', 'rename an image, with its branches, or a branch', (admin, [from, to]) =>
     admin.rename(from, to),
   );
-  verb('rm <image>', 'remove an image or branch; `gc` gives its space back', (admin, [name]) => admin.rm(name));
+  verb('rm <image>', 'remove an image or branch; `gc` gives its space back', (admin, [name], { force }) =>
+    admin.rm(name, force === true),
+  ).option('--force', 'even with generations that are tagged');
   verb('verify [images...]', 'read and hash everything again; names what is damaged', async (admin, names, options) => {
     const report = await admin.verify(names.filter((it) => it !== undefined));
     if (options.json) print(JSON.stringify(report, null, 2));
@@ -200,6 +254,25 @@ function progressBar(): { update: AdminProgress; stop: () => void } {
       if (started) bar.stop();
     },
   };
+}
+
+function printFiles({ fileSystems, files }: FilesDiff, json: boolean): void {
+  if (json) {
+    print(JSON.stringify({ fileSystems, files }));
+    return;
+  }
+  table(
+    ['change', 'partition', 'size before', 'size', 'file'],
+    files.map(({ change, partition, sizeBefore, size, path: name }) => [
+      change,
+      String(partition),
+      String(sizeBefore ?? ''),
+      String(size ?? ''),
+      // Names come from the disk and may hold anything; a terminal must not take them for its own.
+      // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is replaced
+      name.replace(/[\0-\x1f\x7f-\x9f]/g, '?'),
+    ]),
+  );
 }
 
 function print(text: string): void {

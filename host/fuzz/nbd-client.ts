@@ -4,6 +4,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import asc from 'assemblyscript/asc';
+import { acceleratorImports } from '../card/accelerators.js';
 import { crc32c } from '../card/crc32c.js';
 import { type CardSettings, DEFAULT_SETTINGS, encodeSettings } from '../card/settings.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from '../card/statistics.js';
@@ -48,6 +49,8 @@ export const NbdError = {
   BLOCK_SIZE: 22,
   EXPORT_SHRUNK: 23,
   OPTION_REFUSED: 24,
+  SERVER_OLDER: 25,
+  STORE_COPIED: 26,
   BAD_MAGIC: 32,
   WRONG_OPTION: 33,
   BAD_OPTION_REPLY: 34,
@@ -61,6 +64,8 @@ export const NbdError = {
   CHUNK_SCATTERED: 42,
   EARLY_REPLY: 43,
   TLS_INJECTION: 44,
+  BAD_EXTENTS: 45,
+  CHECKSUM: 46,
 } as const;
 export type NbdErrorName = keyof typeof NbdError;
 
@@ -81,7 +86,23 @@ interface ClientExports {
   nbdExportFlags(): number;
   nbdRead(offset: bigint, length: number): number;
   nbdWrite(offset: bigint, length: number, flags: number): number;
-  nbdFlush(): number;
+  nbdFlush(record: bigint): number;
+  nbdBlockStatus(offset: bigint, length: number): number;
+  nbdAsk(offset: bigint, length: number): number;
+  nbdResult(slot: number): bigint;
+  nbdResult2(slot: number): bigint;
+  nbdLeaveOut(slot: number, pieces: number): void;
+  setPlaceMode(mode: number): void;
+  placeIdentity(card: bigint, session: number, earlier: number, count: number): void;
+  placeGeneration(generation: bigint, id: bigint): void;
+  placeRecords(upTo: bigint, last: bigint, uncommitted: boolean): void;
+  placeConflict(): void;
+  placeAgreed(): number;
+  placeAsk(): number;
+  placeBase(): bigint;
+  placeServerGeneration(): bigint;
+  placeServerId(): bigint;
+  placeServerCommitted(): bigint;
   nbdTrim(offset: bigint, length: number): number;
   nbdSetPiece(slot: number, piece: number, address: number): void;
   nbdState(slot: number): number;
@@ -89,6 +110,20 @@ interface ClientExports {
   nbdRelease(slot: number): void;
   nbdRestart(error: number): void;
   nbdDisconnect(): void;
+}
+
+/** What a card says of itself; see assembly/nbd/place.ts. */
+export interface CardKnows {
+  card: bigint;
+  session: number;
+  sessions: number[];
+  sessionsAt: number;
+  generation: bigint;
+  id: bigint;
+  committed: bigint;
+  newest: bigint;
+  dirty: boolean;
+  conflict: boolean;
 }
 
 export interface NbdClientOptions {
@@ -141,6 +176,7 @@ export class NbdClient {
         net_send: (stream: number, source: number, length: number) => network.send(stream, view(source, length)),
         settings_read: () => 0,
         crc32c: (seed: number, source: number, length: number) => crc32c(view(source, length), seed >>> 0),
+        ...acceleratorImports(view),
       },
     });
     this.#exports = instance.exports as unknown as ClientExports;
@@ -197,8 +233,53 @@ export class NbdClient {
     return this.#withPieces(this.#exports.nbdWrite(BigInt(offset), length, flags), pieces);
   }
 
-  flush(): number {
-    return this.#exports.nbdFlush();
+  /** `record`: what a server that knows cards is told. */
+  flush(record = 0n): number {
+    return this.#exports.nbdFlush(record);
+  }
+
+  blockStatus(offset: number, length: number, address: number): number {
+    return this.#withPieces(this.#exports.nbdBlockStatus(BigInt(offset), length), [address]);
+  }
+
+  ask(offset: number, length: number, hashes: number): number {
+    return this.#withPieces(this.#exports.nbdAsk(BigInt(offset), length), [hashes]);
+  }
+
+  leaveOut(slot: number, pieces: number): void {
+    this.#exports.nbdLeaveOut(slot, pieces);
+  }
+
+  result(slot: number): bigint {
+    return BigInt.asUintN(64, this.#exports.nbdResult(slot));
+  }
+
+  result2(slot: number): bigint {
+    return BigInt.asUintN(64, this.#exports.nbdResult2(slot));
+  }
+
+  /** From the next connection on the client is a card that knows this. `sessions`: where earlier ones may be put. */
+  beCard(knows: CardKnows): void {
+    const view = new DataView(this.memory.buffer);
+    for (const [index, it] of knows.sessions.entries()) view.setUint32(knows.sessionsAt + 4 * index, it, true);
+    this.#exports.setPlaceMode(2);
+    this.#exports.placeIdentity(knows.card, knows.session, knows.sessionsAt, knows.sessions.length);
+    this.#exports.placeGeneration(knows.generation, knows.id);
+    this.#exports.placeRecords(knows.committed, knows.newest, knows.dirty);
+    if (knows.conflict) this.#exports.placeConflict();
+  }
+
+  /** What the server has answered; null when it does not know cards. */
+  get place(): { base: bigint; generation: bigint; id: bigint; committed: bigint; ask: boolean } | null {
+    if (this.#exports.placeAgreed() === 0) return null;
+    const unsigned = (value: bigint) => BigInt.asUintN(64, value);
+    return {
+      base: unsigned(this.#exports.placeBase()),
+      generation: unsigned(this.#exports.placeServerGeneration()),
+      id: unsigned(this.#exports.placeServerId()),
+      committed: unsigned(this.#exports.placeServerCommitted()),
+      ask: this.#exports.placeAsk() !== 0,
+    };
   }
 
   trim(offset: number, length: number): number {

@@ -131,6 +131,15 @@ export class V86Pc {
     await this.#emulator.run();
   }
 
+  /** Stops the processor where it is; its clock goes on. */
+  async pause(): Promise<void> {
+    await this.#emulator.stop();
+  }
+
+  async resume(): Promise<void> {
+    await this.#emulator.run();
+  }
+
   /** Powers the PC off. */
   async stop(): Promise<void> {
     await this.#emulator.destroy();

@@ -104,12 +104,13 @@ export class NbdNegotiation {
 
   private reply(type: number, data: Buffer | string = ''): void {
     const bytes = typeof data === 'string' ? Buffer.from(data) : data;
-    const out = this.session.output.reserve(20 + bytes.length);
-    out.buffer.writeBigUInt64BE(nbd.NBD_REP_MAGIC, out.at);
-    out.buffer.writeUInt32BE(this.option, out.at + 8);
-    out.buffer.writeUInt32BE(type >>> 0, out.at + 12);
-    out.buffer.writeUInt32BE(bytes.length, out.at + 16);
-    bytes.copy(out.buffer, out.at + 20);
+    const at = this.session.output.reserve(20 + bytes.length);
+    const { buffer } = this.session.output;
+    buffer.writeBigUInt64BE(nbd.NBD_REP_MAGIC, at);
+    buffer.writeUInt32BE(this.option, at + 8);
+    buffer.writeUInt32BE(type >>> 0, at + 12);
+    buffer.writeUInt32BE(bytes.length, at + 16);
+    bytes.copy(buffer, at + 20);
   }
 
   private optionStartTls(data: Buffer): boolean {
@@ -239,10 +240,11 @@ export class NbdNegotiation {
     this.openExport(
       name,
       (opened) => {
-        const out = this.session.output.reserve(this.noZeroes ? 10 : 134);
-        out.buffer.writeBigUInt64BE(BigInt(opened.size), out.at);
-        out.buffer.writeUInt16BE(this.transmissionFlags(opened), out.at + 8);
-        if (!this.noZeroes) out.buffer.fill(0, out.at + 10, out.at + 134);
+        const at = this.session.output.reserve(this.noZeroes ? 10 : 134);
+        const { buffer } = this.session.output;
+        buffer.writeBigUInt64BE(BigInt(opened.size), at);
+        buffer.writeUInt16BE(this.transmissionFlags(opened), at + 8);
+        if (!this.noZeroes) buffer.fill(0, at + 10, at + 134);
         this.transmit(opened, name);
       },
       () => this.session.finish(false),

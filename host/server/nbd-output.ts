@@ -2,14 +2,9 @@
 
 const OUTPUT_SIZE = 256 * 1024;
 
-/** A place in the output to be filled. */
-export interface Place {
-  buffer: Buffer;
-  at: number;
-}
-
 export class NbdOutput {
-  private buffer: Buffer | null = null;
+  /** Where reserve() has made room; another one after each reserve() and flush(). */
+  buffer: Buffer = NONE;
   private fill = 0;
   private readonly spare: Buffer[] = [];
   private readonly spareLarge: Buffer[] = [];
@@ -25,17 +20,17 @@ export class NbdOutput {
     return this.fill;
   }
 
-  /** Room for `length` bytes at the end of the output. */
-  reserve(length: number): Place {
-    if (this.buffer !== null && this.fill + length > this.buffer.length) this.flush();
-    if (this.buffer === null) {
+  /** Makes room for `length` bytes and returns where in `buffer` they begin. */
+  reserve(length: number): number {
+    if (this.fill + length > this.buffer.length) {
+      this.flush();
       if (length > OUTPUT_SIZE) this.buffer = this.spareLarge.pop() ?? Buffer.allocUnsafeSlow(this.large);
       else this.buffer = this.spare.pop() ?? Buffer.allocUnsafeSlow(OUTPUT_SIZE);
       if (length > this.buffer.length) this.buffer = Buffer.allocUnsafeSlow(length);
     }
-    const place = { buffer: this.buffer, at: this.fill };
+    const at = this.fill;
     this.fill += length;
-    return place;
+    return at;
   }
 
   /** Takes back the last `length` reserved bytes. */
@@ -45,9 +40,9 @@ export class NbdOutput {
 
   flush(): void {
     const buffer = this.buffer;
-    if (buffer === null || this.fill === 0) return;
+    if (this.fill === 0) return;
     const bytes = buffer.subarray(0, this.fill);
-    this.buffer = null;
+    this.buffer = NONE;
     this.fill = 0;
     this.send(bytes, () => {
       const pool = buffer.length === OUTPUT_SIZE ? this.spare : this.spareLarge;
@@ -58,7 +53,7 @@ export class NbdOutput {
   /** Keeps what is there back until the returned function is called, while other replies leave; it sends those first. */
   hold(): () => void {
     const { buffer, fill } = this;
-    this.buffer = null;
+    this.buffer = NONE;
     this.fill = 0;
     return () => {
       this.flush();
@@ -67,3 +62,5 @@ export class NbdOutput {
     };
   }
 }
+
+const NONE = Buffer.alloc(0);

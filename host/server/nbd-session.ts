@@ -44,6 +44,12 @@ export interface Transport {
   wake(): void;
 }
 
+/** What a client calls a request, as it stands in the stream. */
+interface Cookie {
+  readonly high: number;
+  readonly low: number;
+}
+
 enum State {
   CLIENT_FLAGS,
   OPTION,
@@ -90,7 +96,7 @@ export class NbdSession implements NegotiatingSession {
   // The request being worked on.
   private flags = 0;
   private command = 0;
-  private readonly cookie = Buffer.alloc(8);
+  private cookie: Cookie = { high: 0, low: 0 };
   private offset = 0;
   private length = 0;
   private progress = 0;
@@ -124,10 +130,11 @@ export class NbdSession implements NegotiatingSession {
 
   /** Sends the greeting. */
   open(): void {
-    const out = this.output.reserve(18);
-    out.buffer.writeBigUInt64BE(nbd.NBD_MAGIC, out.at);
-    out.buffer.writeBigUInt64BE(nbd.IHAVEOPT, out.at + 8);
-    out.buffer.writeUInt16BE(nbd.NBD_FLAG_FIXED_NEWSTYLE | nbd.NBD_FLAG_NO_ZEROES, out.at + 16);
+    const at = this.output.reserve(18);
+    const { buffer } = this.output;
+    buffer.writeBigUInt64BE(nbd.NBD_MAGIC, at);
+    buffer.writeBigUInt64BE(nbd.IHAVEOPT, at + 8);
+    buffer.writeUInt16BE(nbd.NBD_FLAG_FIXED_NEWSTYLE | nbd.NBD_FLAG_NO_ZEROES, at + 16);
     this.output.flush();
   }
 
@@ -399,7 +406,7 @@ export class NbdSession implements NegotiatingSession {
     }
     this.flags = input.readUInt16BE(at + 4);
     this.command = input.readUInt16BE(at + 6);
-    input.copy(this.cookie, 0, at + 8, at + 16);
+    this.cookie = { high: input.readUInt32BE(at + 8), low: input.readUInt32BE(at + 12) };
     this.offset = input.readUInt32BE(at + 16) * 0x1_0000_0000 + input.readUInt32BE(at + 20);
     this.length = input.readUInt32BE(at + 24);
     this.start = at + 28;
@@ -489,6 +496,18 @@ export class NbdSession implements NegotiatingSession {
       return new ExportError('EINVAL', 'no meta context was selected');
     }
     return null;
+  }
+
+  private flushing = false;
+
+  /** Sends the output when everything else that is settled at this moment has been answered too. */
+  private flushSoon(): void {
+    if (this.flushing || this.running) return;
+    this.flushing = true;
+    queueMicrotask(() => {
+      this.flushing = false;
+      this.output.flush();
+    });
   }
 
   // A write's payload. Pieces that lie whole in the input buffer go straight to the export; others are collected in the stage.
@@ -616,7 +635,7 @@ export class NbdSession implements NegotiatingSession {
       this.replyError(this.cookie, this.failure);
       return true;
     }
-    const cookie = Buffer.from(this.cookie);
+    const { cookie } = this;
     const work = asks ? this.ask(Buffer.from(payload), blocks, cookie) : this.writePieces(payload, cookie);
     if (work === undefined) return true;
     this.wait(work, (error) => {
@@ -625,7 +644,7 @@ export class NbdSession implements NegotiatingSession {
     return false;
   }
 
-  private writePieces(rest: Buffer, cookie: Buffer): Done {
+  private writePieces(rest: Buffer, cookie: Cookie): Done {
     const pieces = ribbon.decodePieces(this.writeHead!, rest, this.offset, this.length);
     if (pieces === null) {
       this.replyError(cookie, new ExportError('EIO', 'damaged on its way: send it again'));
@@ -654,29 +673,31 @@ export class NbdSession implements NegotiatingSession {
     return Promise.all(waits).then(() => this.replySuccess(cookie));
   }
 
-  private async ask(hashes: Buffer, blocks: number, cookie: Buffer): Promise<void> {
+  private async ask(hashes: Buffer, blocks: number, cookie: Cookie): Promise<void> {
     const offset = this.offset;
     let mask = 0;
     for (let i = 0; i < blocks; i++) {
       const hash = hashes.subarray(i * ribbon.HASH, (i + 1) * ribbon.HASH);
       if (await this.export!.writeKnown!(offset + i * ribbon.PIECE, hash)) mask |= 1 << i;
     }
-    const out = this.output.reserve(24);
-    this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_KNOWN, 4, true);
-    out.buffer.writeUInt32BE(mask >>> 0, out.at + 20);
+    const at = this.output.reserve(24);
+    const { buffer } = this.output;
+    this.writeChunkHeader(buffer, at, cookie, ribbon.NBD_REPLY_TYPE_KNOWN, 4, true);
+    buffer.writeUInt32BE(mask >>> 0, at + 20);
   }
 
   private stepCardRead(): boolean {
-    const cookie = Buffer.from(this.cookie);
+    const { cookie } = this;
     const { offset, length } = this;
     const data = Buffer.allocUnsafe(length);
     this.state = State.REQUEST;
     const reply = () => {
       this.counters.bytesRead += length;
       const payload = ribbon.encodeRead(offset, data, (this.card!.features & ribbon.FLAG_DEFLATE) !== 0);
-      const out = this.output.reserve(20 + payload.length);
-      this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_PIECES, payload.length, true);
-      payload.copy(out.buffer, out.at + 20);
+      const at = this.output.reserve(20 + payload.length);
+      const { buffer } = this.output;
+      this.writeChunkHeader(buffer, at, cookie, ribbon.NBD_REPLY_TYPE_PIECES, payload.length, true);
+      payload.copy(buffer, at + 20);
     };
     let done: Done;
     try {
@@ -697,23 +718,24 @@ export class NbdSession implements NegotiatingSession {
   }
 
   private startCardCommit(): void {
-    const cookie = Buffer.from(this.cookie);
+    const { cookie } = this;
     this.card!.lastRecord = this.offset;
     this.export!.commitCard!(this.offset)
       .then(
         ({ generation, id }) => {
           if (this.state === State.CLOSED) return;
-          const out = this.output.reserve(36);
-          this.writeChunkHeader(out.buffer, out.at, cookie, ribbon.NBD_REPLY_TYPE_COMMITTED, 16, true);
-          out.buffer.writeBigUInt64BE(BigInt(generation), out.at + 20);
-          out.buffer.write(id, out.at + 28, 'hex');
+          const at = this.output.reserve(36);
+          const { buffer } = this.output;
+          this.writeChunkHeader(buffer, at, cookie, ribbon.NBD_REPLY_TYPE_COMMITTED, 16, true);
+          buffer.writeBigUInt64BE(BigInt(generation), at + 20);
+          buffer.write(id, at + 28, 'hex');
         },
         (error: unknown) => {
           if (this.state !== State.CLOSED) this.replyError(cookie, asExportError(error));
         },
       )
       .then(() => {
-        if (this.state !== State.CLOSED && !this.running) this.output.flush();
+        if (this.state !== State.CLOSED) this.flushSoon();
       });
   }
 
@@ -722,7 +744,7 @@ export class NbdSession implements NegotiatingSession {
       this.startCardCommit();
       return;
     }
-    const cookie = Buffer.from(this.cookie);
+    const { cookie } = this;
     let done: Done;
     try {
       done = this.export!.commit();
@@ -738,7 +760,7 @@ export class NbdSession implements NegotiatingSession {
       if (this.state === State.CLOSED) return;
       if (error === undefined) this.replySuccess(cookie);
       else this.replyError(cookie, asExportError(error));
-      if (!this.running) this.output.flush();
+      this.flushSoon();
     };
     done.then(
       () => settled(undefined),
@@ -753,11 +775,11 @@ export class NbdSession implements NegotiatingSession {
       const count = Math.min(this.length - this.progress, READ_CHUNK);
       const last = this.progress + count === this.length;
       const header = this.structured ? 28 : this.progress === 0 ? 16 : 0;
-      const out = this.output.reserve(header + count);
-      const at = out.at;
-      const data = out.buffer.subarray(at + header, at + header + count);
+      const at = this.output.reserve(header + count);
+      const { buffer } = this.output;
+      const data = buffer.subarray(at + header, at + header + count);
       const position = this.offset + this.progress;
-      this.writeReadHeader(out.buffer, at, position, count, last);
+      this.writeReadHeader(buffer, at, position, count, last);
       let done: Done;
       try {
         done = opened.read(position, data);
@@ -814,42 +836,49 @@ export class NbdSession implements NegotiatingSession {
       if (this.progress > 0) return;
       buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, at);
       buffer.writeUInt32BE(0, at + 4);
-      this.cookie.copy(buffer, at + 8);
+      buffer.writeUInt32BE(this.cookie.high, at + 8);
+      buffer.writeUInt32BE(this.cookie.low, at + 12);
       return;
     }
     buffer.writeUInt32BE(nbd.NBD_STRUCTURED_REPLY_MAGIC, at);
     buffer.writeUInt16BE(last ? nbd.NBD_REPLY_FLAG_DONE : 0, at + 4);
     buffer.writeUInt16BE(nbd.NBD_REPLY_TYPE_OFFSET_DATA, at + 6);
-    this.cookie.copy(buffer, at + 8);
+    buffer.writeUInt32BE(this.cookie.high, at + 8);
+    buffer.writeUInt32BE(this.cookie.low, at + 12);
     buffer.writeUInt32BE(8 + count, at + 16);
     buffer.writeUInt32BE(Math.floor(position / 0x1_0000_0000), at + 20);
     buffer.writeUInt32BE(position % 0x1_0000_0000, at + 24);
   }
 
-  private replySuccess(cookie: Buffer): void {
+  private replySuccess(cookie: Cookie): void {
     // A simple reply is allowed for every command but READ, and BLOCK_STATUS; it is 4 bytes shorter than a structured one.
-    const out = this.output.reserve(16);
-    out.buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, out.at);
-    out.buffer.writeUInt32BE(0, out.at + 4);
-    cookie.copy(out.buffer, out.at + 8);
+    const at = this.output.reserve(16);
+    const { buffer } = this.output;
+    buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, at);
+    buffer.writeUInt32BE(0, at + 4);
+    buffer.writeUInt32BE(cookie.high, at + 8);
+    buffer.writeUInt32BE(cookie.low, at + 12);
   }
 
-  private replyError(cookie: Buffer, error: ExportError): void {
+  private replyError(cookie: Cookie, error: ExportError): void {
     this.counters.errors++;
     const errno = nbd.NBD_ERRNO[error.errno];
     if (!this.structured) {
-      const out = this.output.reserve(16);
-      out.buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, out.at);
-      out.buffer.writeUInt32BE(errno, out.at + 4);
-      cookie.copy(out.buffer, out.at + 8);
+      const at = this.output.reserve(16);
+      const { buffer } = this.output;
+      buffer.writeUInt32BE(nbd.NBD_SIMPLE_REPLY_MAGIC, at);
+      buffer.writeUInt32BE(errno, at + 4);
+      buffer.writeUInt32BE(cookie.high, at + 8);
+      buffer.writeUInt32BE(cookie.low, at + 12);
       return;
     }
     const text = Buffer.from(error.message).subarray(0, 200);
-    const out = this.output.reserve(20 + 6 + text.length);
-    this.writeChunkHeader(out.buffer, out.at, cookie, nbd.NBD_REPLY_TYPE_ERROR, 6 + text.length, true);
-    out.buffer.writeUInt32BE(errno, out.at + 20);
-    out.buffer.writeUInt16BE(text.length, out.at + 24);
-    text.copy(out.buffer, out.at + 26);
+    const at = this.output.reserve(20 + 6 + text.length);
+    const { buffer } = this.output;
+    this.writeChunkHeader(buffer, at, cookie, nbd.NBD_REPLY_TYPE_ERROR, 6 + text.length, true);
+    buffer.writeUInt32BE(errno, at + 20);
+    buffer.writeUInt16BE(text.length, at + 24);
+    text.copy(buffer, at + 26);
   }
 
   private replyStatus(): void {
@@ -867,15 +896,14 @@ export class NbdSession implements NegotiatingSession {
     for (const [index, context] of this.contexts.entries()) {
       const extents = found[index];
       const length = 4 + 8 * extents.length;
-      const out = this.output.reserve(20 + length);
+      const at = this.output.reserve(20 + length);
+      const { buffer } = this.output;
       const last = index === this.contexts.length - 1;
-      this.writeChunkHeader(out.buffer, out.at, this.cookie, nbd.NBD_REPLY_TYPE_BLOCK_STATUS, length, last);
-      out.buffer.writeUInt32BE(context.id, out.at + 20);
-      let at = out.at + 24;
-      for (const extent of extents) {
-        out.buffer.writeUInt32BE(extent.length, at);
-        out.buffer.writeUInt32BE(extent.flags, at + 4);
-        at += 8;
+      this.writeChunkHeader(buffer, at, this.cookie, nbd.NBD_REPLY_TYPE_BLOCK_STATUS, length, last);
+      buffer.writeUInt32BE(context.id, at + 20);
+      for (const [ordinal, extent] of extents.entries()) {
+        buffer.writeUInt32BE(extent.length, at + 24 + 8 * ordinal);
+        buffer.writeUInt32BE(extent.flags, at + 28 + 8 * ordinal);
       }
     }
   }
@@ -883,7 +911,7 @@ export class NbdSession implements NegotiatingSession {
   private writeChunkHeader(
     buffer: Buffer,
     at: number,
-    cookie: Buffer,
+    cookie: Cookie,
     type: number,
     length: number,
     last: boolean,
@@ -891,7 +919,8 @@ export class NbdSession implements NegotiatingSession {
     buffer.writeUInt32BE(nbd.NBD_STRUCTURED_REPLY_MAGIC, at);
     buffer.writeUInt16BE(last ? nbd.NBD_REPLY_FLAG_DONE : 0, at + 4);
     buffer.writeUInt16BE(type, at + 6);
-    cookie.copy(buffer, at + 8);
+    buffer.writeUInt32BE(cookie.high, at + 8);
+    buffer.writeUInt32BE(cookie.low, at + 12);
     buffer.writeUInt32BE(length, at + 16);
   }
 

@@ -231,7 +231,13 @@ export class Connection {
           sent();
           return true;
         }
-        const more = connection.socket.write(bytes, sent);
+        const { socket } = connection;
+        const left = inside ? bytes : writeNow(socket, bytes);
+        if (left === null) {
+          sent();
+          return true;
+        }
+        const more = socket.write(left, sent);
         if (!more) connection.stuckSince = Date.now();
         return more;
       },
@@ -335,6 +341,23 @@ function certificateIdentity(socket: tls.TLSSocket): string | null {
 
 function addressOf(socket: net.Socket): string {
   return socket.remoteAddress ?? 'local';
+}
+
+/**
+ * Writes as much as the kernel takes at once, past Node's stream, which costs more than the system call when replies are small. Returns
+ * what is left for the stream to write, null for nothing.
+ */
+function writeNow(socket: net.Socket, bytes: Buffer): Buffer | null {
+  if (socket.writableLength > 0) return bytes;
+  const descriptor = (socket as unknown as { _handle: { fd: number } | null })._handle?.fd ?? -1;
+  if (descriptor < 0) return bytes;
+  try {
+    const count = fs.writeSync(descriptor, bytes);
+    return count === bytes.length ? null : bytes.subarray(count);
+  } catch {
+    // A full socket, or one with an error: the stream will wait, or report it.
+    return bytes;
+  }
 }
 
 /** Starts reading again after the read callback has answered false. */

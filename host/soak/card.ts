@@ -4,6 +4,7 @@
 // On a board the firmware runs beside the bus interface, so an event reaches it a little later: `reactionUs`. With 0 it runs in
 // the PC's own access, as in the in-process card.
 
+import { acceleratorImports } from '../card/accelerators.js';
 import { LOG_LEVELS } from '../card/card.js';
 import { crc32c } from '../card/crc32c.js';
 import { type CardSettings, encodeSettings } from '../card/settings.js';
@@ -260,6 +261,7 @@ export class SimulatedCard {
           () => this.#event(),
         ),
         crc32c: (seed: number, source: number, length: number) => crc32c(this.#slice(source, length), seed >>> 0),
+        ...acceleratorImports((address, length) => this.#slice(address, length)),
       },
     };
   }

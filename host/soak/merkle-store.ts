@@ -396,6 +396,9 @@ class SlowIndex implements Index {
   records(prefix: string): [key: string, value: unknown][] {
     return this.#inner.records(prefix);
   }
+  changes(key: string): Buffer | null {
+    return this.#inner.changes(key);
+  }
   /** Visible and durable at one moment. */
   apply(batch: IndexBatch): Promise<void> {
     return this.#disk.later(() => this.#inner.apply(batch));

@@ -1,6 +1,7 @@
 // Builds trees: brings changed blocks from the journal (or an import) into packs, index and nodes, one builder at a time.
 
 import type { BlockSource } from './block-source.js';
+import { RangeCollector } from './changes.js';
 import { type BlobStatistics, BlobWriter, type BlockChanges, type Pause, storeBlocks, TreeUpdate } from './digest.js';
 import type { Index } from './index.js';
 import type { Journal } from './journal.js';
@@ -23,8 +24,8 @@ export class TreeBuilder {
     private readonly newPause: () => Pause,
   ) {}
 
-  /** The durable root of a tree with the changes applied. */
-  async build(root: Buffer, oldSize: number, size: number, changes: Overlay): Promise<Buffer> {
+  /** The durable root of a tree with the changes applied; `changed` is told which blocks are not what they were. */
+  async build(root: Buffer, oldSize: number, size: number, changes: Overlay, changed: RangeCollector): Promise<Buffer> {
     const numbers = Float64Array.from(changes.blocks.keys()).sort();
     const positions = (block: number) => changes.blocks.get(block)!;
     const { journal } = this;
@@ -55,7 +56,7 @@ export class TreeBuilder {
           }
         },
       };
-      top = await this.addBlocks(top, topSize, size, blocks, source, zeroed);
+      top = await this.addBlocks(top, topSize, size, blocks, source, zeroed, changed);
       topSize = size;
       zeroed = [];
     }
@@ -71,15 +72,16 @@ export class TreeBuilder {
     blocks: Float64Array,
     source: BlockSource,
     zeroed: BlockRange[],
-    statistics: BlobStatistics = this.statistics,
+    changed: RangeCollector = new RangeCollector(),
   ): Promise<Buffer> {
     return this.withBlobLock(async () => {
       const pause = this.newPause();
+      const { statistics } = this;
       const writer = new BlobWriter(this.nodes, (hash) => this.onReuse(hash), statistics);
       try {
         const hashes = await storeBlocks(writer, blocks, source, statistics, pause);
         const changes: BlockChanges = { blocks, hashes, zeroed };
-        const update = new TreeUpdate(this.nodes, writer, changes, pause);
+        const update = new TreeUpdate(this.nodes, writer, changes, pause, changed);
         const top = await update.run(root, levelsOf(oldSize), levelsOf(size));
         await writer.finish();
         await this.index.apply(writer.batch);
@@ -106,8 +108,8 @@ export class TreeBuilder {
   }
 
   /** A tree view with changes applied, for an epoch that has grown too large for memory. */
-  async buildView(under: TreeView, changes: Overlay, size: number): Promise<TreeView> {
-    const root = await this.build(under.root, under.size, size, changes);
+  async buildView(under: TreeView, changes: Overlay, size: number, changed: RangeCollector): Promise<TreeView> {
+    const root = await this.build(under.root, under.size, size, changes, changed);
     return new TreeView(this.nodes, root, size);
   }
 }

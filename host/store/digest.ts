@@ -4,6 +4,7 @@
 // generation may point to it yet.
 
 import type { BlockSource } from './block-source.js';
+import type { RangeCollector } from './changes.js';
 import type { Location } from './index.js';
 import { emptyBatch, type IndexBatch } from './index.js';
 import { type Blob, GROUP_BLOBS, sha256 } from './pack.js';
@@ -150,6 +151,8 @@ export class TreeUpdate {
     private readonly writer: BlobWriter,
     private readonly changes: BlockChanges,
     private readonly pause: Pause,
+    /** Told of every block whose content is not what it was. */
+    private readonly changed: RangeCollector,
   ) {}
 
   async run(root: Buffer, oldLevels: number, levels: number): Promise<Buffer> {
@@ -200,10 +203,18 @@ export class TreeUpdate {
         continue;
       }
       const at = child * 32;
-      if (zeroing === 'all') hashes.fill(0, at, at + 32);
       if (level === 0) {
+        hashes.copy(OLD, 0, at, at + 32);
+        if (zeroing === 'all') hashes.fill(0, at, at + 32);
         if (changed) this.changes.hashes.copy(hashes, at, this.cursor * 32, ++this.cursor * 32);
-      } else if (changed || zeroing === 'part') {
+        if (OLD.compare(hashes, at, at + 32) !== 0) this.changed.add(childFirst, childEnd);
+        continue;
+      }
+      if (zeroing === 'all') {
+        await this.cleared(level - 1, hashes.subarray(at, at + 32), childFirst);
+        hashes.fill(0, at, at + 32);
+      }
+      if (changed || zeroing === 'part') {
         (await this.update(level - 1, hashes.subarray(at, at + 32), childFirst)).copy(hashes, at);
       }
     }
@@ -211,6 +222,21 @@ export class TreeUpdate {
     if (isZeroHash(hashes, 0) && hashes.equals(EMPTY)) return ZERO_HASH;
     return this.made(level, hashes);
   }
+
+  /** All blocks below a node become zero: those that are not yet have changed. */
+  private async cleared(level: number, hash: Buffer, first: number): Promise<void> {
+    if (isZeroHash(hash)) return;
+    const { hashes } = this.nodes.get(hash);
+    const span = FANOUT ** level;
+    for (let child = 0; child < FANOUT; child++) {
+      if (isZeroHash(hashes, child * 32)) continue;
+      const childFirst = first + child * span;
+      if (level === 0) this.changed.add(childFirst, childFirst + 1);
+      else await this.cleared(level - 1, hashes.subarray(child * 32, (child + 1) * 32), childFirst);
+    }
+    await this.pause();
+  }
 }
 
+const OLD = Buffer.alloc(32);
 const EMPTY = Buffer.alloc(FANOUT * 32);

@@ -50,10 +50,12 @@ export interface IndexBatch {
   removedBlobs: Buffer[];
   /** Values are JSON; undefined removes. */
   records: [key: string, value: unknown][];
+  /** Change lists, by their generation's key; undefined removes. */
+  changes: [key: string, list: Buffer | undefined][];
 }
 
 export function emptyBatch(): IndexBatch {
-  return { blobs: [], removedBlobs: [], records: [] };
+  return { blobs: [], removedBlobs: [], records: [], changes: [] };
 }
 
 export interface Index {
@@ -63,6 +65,8 @@ export interface Index {
   record(key: string): unknown;
   /** Records whose key begins with `prefix`, in the order of their keys. */
   records(prefix: string): [key: string, value: unknown][];
+  /** The change list of the generation that has the key. */
+  changes(key: string): Buffer | null;
   /** All or nothing, durable when it resolves. */
   apply(batch: IndexBatch): Promise<void>;
   close(): Promise<void>;
@@ -72,6 +76,7 @@ export class LmdbIndex implements Index {
   private readonly root: RootDatabase<Buffer, Buffer>;
   private readonly blobs: Database<Buffer, Buffer>;
   private readonly small: Database<Buffer, string>;
+  private readonly lists: Database<Buffer, string>;
 
   constructor(folder: string) {
     this.root = open<Buffer, Buffer>({
@@ -85,6 +90,7 @@ export class LmdbIndex implements Index {
     });
     this.blobs = this.root.openDB<Buffer, Buffer>({ name: 'blobs', keyEncoding: 'binary', encoding: 'binary' });
     this.small = this.root.openDB<Buffer, string>({ name: 'records', encoding: 'binary' });
+    this.lists = this.root.openDB<Buffer, string>({ name: 'changes', encoding: 'binary' });
   }
 
   blob(hash: Buffer): Location | null {
@@ -113,6 +119,10 @@ export class LmdbIndex implements Index {
     return found;
   }
 
+  changes(key: string): Buffer | null {
+    return this.lists.get(key) ?? null;
+  }
+
   async apply(batch: IndexBatch): Promise<void> {
     await this.root.transaction(() => {
       for (const [hash, location] of batch.blobs) this.blobs.put(hash, encodeLocation(location));
@@ -120,6 +130,10 @@ export class LmdbIndex implements Index {
       for (const [key, value] of batch.records) {
         if (value === undefined) this.small.remove(key);
         else this.small.put(key, Buffer.from(JSON.stringify(value)));
+      }
+      for (const [key, list] of batch.changes) {
+        if (list === undefined) this.lists.remove(key);
+        else this.lists.put(key, list);
       }
     });
     await this.root.flushed;
@@ -134,6 +148,7 @@ export class LmdbIndex implements Index {
 export class MemoryIndex implements Index {
   readonly blobsByHash = new Map<string, Location>();
   readonly recordsByKey = new Map<string, string>();
+  readonly changesByKey = new Map<string, Buffer>();
 
   blob(hash: Buffer): Location | null {
     return this.blobsByHash.get(hash.toString('latin1')) ?? null;
@@ -157,12 +172,20 @@ export class MemoryIndex implements Index {
     return keys.map((key) => [key, JSON.parse(this.recordsByKey.get(key)!)]);
   }
 
+  changes(key: string): Buffer | null {
+    return this.changesByKey.get(key) ?? null;
+  }
+
   apply(batch: IndexBatch): Promise<void> {
     for (const [hash, location] of batch.blobs) this.blobsByHash.set(hash.toString('latin1'), location);
     for (const hash of batch.removedBlobs) this.blobsByHash.delete(hash.toString('latin1'));
     for (const [key, value] of batch.records) {
       if (value === undefined) this.recordsByKey.delete(key);
       else this.recordsByKey.set(key, JSON.stringify(value));
+    }
+    for (const [key, list] of batch.changes) {
+      if (list === undefined) this.changesByKey.delete(key);
+      else this.changesByKey.set(key, list);
     }
     return Promise.resolve();
   }

@@ -6,10 +6,11 @@
 
 import { type Client, type Done, ExportError, type Extent, type OpenExport } from '../server/export.js';
 import { NBD_STATE_HOLE, NBD_STATE_ZERO } from '../server/nbd-protocol.js';
+import { firstEndingAfter, NO_RANGES, RangeCollector, type Ranges, union } from './changes.js';
 import type { Line } from './line.js';
 import { Overlay, UNCHANGED, ZERO_BLOCK } from './overlay.js';
 import type { Store } from './store.js';
-import { BLOCK_SIZE, type BlockRange, blocksOf, isZeroBlock, type TreeView } from './tree.js';
+import { BLOCK_SIZE, blocksOf, isZeroBlock, type TreeView } from './tree.js';
 
 export const CHANGED_SINCE = 'x-ribbon:changed-since=';
 /** Extents of NBD are 32-bit lengths. */
@@ -34,11 +35,11 @@ export class LineExport implements OpenExport {
   private epoch = new Overlay();
   private spilling: Overlay | null = null;
   private base: TreeView | null = null;
-  private baseBlocks = 0;
+  private baseChanges: Ranges = NO_RANGES;
   private spill: Promise<void> | null = null;
   private commits: Promise<void> = Promise.resolve();
 
-  private readonly contexts = new Map<string, BlockRange[]>();
+  private readonly contexts = new Map<string, Ranges>();
 
   constructor(
     private readonly store: Store,
@@ -322,7 +323,7 @@ export class LineExport implements OpenExport {
     this.spilling = null;
     this.base?.close();
     this.base = null;
-    this.baseBlocks = 0;
+    this.baseChanges = NO_RANGES;
     if (this.line.writer === this) this.line.writer = null;
   }
 
@@ -350,16 +351,16 @@ export class LineExport implements OpenExport {
     const spilling = this.epoch;
     this.spilling = spilling;
     this.epoch = new Overlay();
-    const blocks = spilling.changedBlocks();
+    const changed = new RangeCollector();
     try {
       const under = this.base ?? this.line.view;
-      const base = await this.store.builder.buildView(under, spilling, this.size);
+      const base = await this.store.builder.buildView(under, spilling, this.size, changed);
       if (this.lost !== null || this.spilling !== spilling) {
         base.close();
       } else {
         this.base?.close();
         this.base = base;
-        this.baseBlocks += blocks;
+        this.baseChanges = union([this.baseChanges, changed.ranges()]);
         this.spilling = null;
       }
     } catch (error) {
@@ -386,12 +387,15 @@ export class LineExport implements OpenExport {
         () => this.commit(),
       );
     }
-    if (this.epochEmpty) return this.line.pending.at(-1)?.durable;
+    if (this.epochEmpty) {
+      const newest = this.line.pending.at(-1);
+      return newest === undefined || newest.isDurable ? undefined : newest.durable;
+    }
     if (this.line.writer !== this) throw new ExportError('ESHUTDOWN', 'another connection has become the writer');
-    const done = this.store.commitEpoch(this.line, this.epoch, this.base, this.baseBlocks, this.client.identity);
+    const done = this.store.commitEpoch(this.line, this.epoch, this.base, this.baseChanges, this.client.identity);
     this.epoch = new Overlay();
     this.base = null;
-    this.baseBlocks = 0;
+    this.baseChanges = NO_RANGES;
     this.generation = this.line.head;
     this.commits = done;
     return done;
@@ -402,15 +406,15 @@ export class LineExport implements OpenExport {
     while (this.spill !== null) await this.spill.catch(() => {});
     this.becomeWriter();
     const { card, session } = this.card!;
-    const { epoch, base, baseBlocks } = this;
-    const done = this.store.commitEpoch(this.line, epoch, base, baseBlocks, this.client.identity, {
+    const { epoch, base, baseChanges } = this;
+    const done = this.store.commitEpoch(this.line, epoch, base, baseChanges, this.client.identity, {
       card,
       upTo,
       session,
     });
     this.epoch = new Overlay();
     this.base = null;
-    this.baseBlocks = 0;
+    this.baseChanges = NO_RANGES;
     this.generation = this.line.head;
     this.commits = done;
     const made = { generation: this.line.head, id: this.line.headId };
@@ -489,14 +493,12 @@ export class LineExport implements OpenExport {
       return extents;
     }
     const changed = this.changedSince(context);
-    let index = lowerBound(changed, Math.floor(at / BLOCK_SIZE));
+    let index = firstEndingAfter(changed, Math.floor(at / BLOCK_SIZE));
     while (at < end) {
-      const range = changed[index];
-      const inside = range !== undefined && range.first * BLOCK_SIZE <= at;
-      const until =
-        range === undefined ? end : inside ? (range.first + range.count) * BLOCK_SIZE : range.first * BLOCK_SIZE;
-      if (!push(inside ? 1 : 0, until)) break;
-      if (inside) index++;
+      const first = index < changed.length ? changed[index] * BLOCK_SIZE : end;
+      const inside = first <= at;
+      if (!push(inside ? 1 : 0, inside ? changed[index + 1] * BLOCK_SIZE : first)) break;
+      if (inside) index += 2;
     }
     return extents;
   }
@@ -514,7 +516,7 @@ export class LineExport implements OpenExport {
   }
 
   /** The ranges in which the generation read here differs from the one that the context names; kept, as clients ask piece by piece. */
-  private changedSince(context: string): BlockRange[] {
+  private changedSince(context: string): Ranges {
     const since = context.slice(CHANGED_SINCE.length);
     const key = `${context}\n${this.generation}`;
     let ranges = this.contexts.get(key);
@@ -525,22 +527,10 @@ export class LineExport implements OpenExport {
       const record = this.store.findGeneration(this.line, /^\d{1,15}$/.test(since) ? Number(since) : since);
       if (record === null)
         throw new ExportError('EINVAL', `there is no generation ${since} of ${this.line.name} any more`);
-      ranges = this.store.changedRanges(record, this.live ? this.line.view : this.view!);
+      ranges = this.store.changedRanges(this.line, record, this.generation, this.live ? this.line.view : this.view!);
       this.contexts.clear();
       this.contexts.set(key, ranges);
     }
     return ranges;
   }
-}
-
-/** The first range that ends after `block`. */
-function lowerBound(ranges: BlockRange[], block: number): number {
-  let low = 0;
-  let high = ranges.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if (ranges[middle].first + ranges[middle].count <= block) low = middle + 1;
-    else high = middle;
-  }
-  return low;
 }

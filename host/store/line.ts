@@ -4,6 +4,7 @@
 // are being digested; `view`, the tree. `pending` keeps what is needed to make the generations of `committed` and `frozen`.
 
 import { type CardCommit, type CardState, generationId } from './cards.js';
+import type { Ranges } from './changes.js';
 import type { Journal } from './journal.js';
 import type { LineExport } from './line-export.js';
 import { Overlay } from './overlay.js';
@@ -20,9 +21,11 @@ export interface LineRecord {
   /** The first that there ever was here. */
   first: number;
   createdMs: number;
-  /** Where a branch or clone comes from. */
-  origin: { line: string; generation: number } | null;
+  /** Where a branch or clone comes from: the other line's `id`. */
+  origin: { id: number; generation: number } | null;
   tags: Record<string, number>;
+  /** What another store, by its id, had in common with this line when they last exchanged something. */
+  replicas?: Record<string, { generation: number; id: string }>;
   /** By card id. */
   cards?: Record<string, CardState>;
 }
@@ -65,7 +68,8 @@ export interface Pending {
   card: CardCommit | null;
   /** The tree under `changes` when it is not the generation before: part of the epoch was digested while it was open. */
   base: Buffer | null;
-  baseBlocks: number;
+  /** What differs between that tree and the generation before; null when a crash has made it unknown. */
+  baseChanges: Ranges | null;
   changes: Overlay;
   /** Journal slots of its commit records. */
   records: number[];
@@ -89,7 +93,7 @@ export class Line {
   readonly exports = new Set<LineExport>();
   digesting: Promise<void> | null = null;
   removed = false;
-  /** Cards are being moved away from or to this line: they must come back later. */
+  /** It is being renamed, or cards are being moved away from or to it: who wants to open it must come back later. */
   moving = false;
 
   constructor(
@@ -131,7 +135,7 @@ export function mergePending(older: Pending, newer: Pending, journal: Journal): 
     for (const position of older.changes.blocks.values()) if (position > 0) release(position);
     older.changes = newer.changes;
     older.base = newer.base;
-    older.baseBlocks += newer.baseBlocks;
+    older.baseChanges = null;
   } else {
     older.changes.merge(newer.changes, release);
   }

@@ -1,6 +1,7 @@
 // What a crash has left in the journal becomes the lines' pending generations again.
 
 import { generationId } from './cards.js';
+import { NO_RANGES } from './changes.js';
 import type { CommitRecord, Journal } from './journal.js';
 import { type Line, mergePending, type Pending } from './line.js';
 import type { StoreLog } from './store.js';
@@ -41,7 +42,7 @@ export function adoptRecords(line: Line, records: CommitRecord[], journal: Journ
       id: record.id || generationId(line.headId, record.generation, record.timeMs),
       card: record.card,
       base: record.base,
-      baseBlocks: 0,
+      baseChanges: record.base === null ? NO_RANGES : null,
       changes: record.changes,
       records: [],
       durable: Promise.resolve(),

@@ -20,9 +20,11 @@ import {
 import { TreeBuilder } from './builder.js';
 import { CardPlaces } from './card-places.js';
 import { type CardCommit, generationId, withCommit } from './cards.js';
+import { blocksIn, decodeChanges, encodeChanges, NO_RANGES, RangeCollector, type Ranges, union } from './changes.js';
 import { type Codec, zstdCodec } from './codec.js';
 import type { Pause } from './digest.js';
 import { DiskFiles, type Files } from './files.js';
+import { importRecords } from './image-import.js';
 import { Images } from './images.js';
 import { emptyBatch, type Index, LmdbIndex } from './index.js';
 import { type CommitRecord, Journal, JournalError } from './journal.js';
@@ -42,8 +44,9 @@ import { imageOf, parseExportName } from './names.js';
 import { Overlay } from './overlay.js';
 import { Packs } from './pack.js';
 import { adoptRecords } from './recovery.js';
+import type { BlobSink } from './replica.js';
 import { openStoreFile } from './store-file.js';
-import { type BlockRange, difference, Nodes, TreeView } from './tree.js';
+import { difference, Nodes, TreeView } from './tree.js';
 
 export type StoreLog = (level: 'info' | 'warn' | 'error', message: string) => void;
 export type Right = 'read' | 'write' | 'administer';
@@ -90,7 +93,8 @@ export interface LineInfo {
   size: number;
   generation: number;
   createdMs: number;
-  origin: { line: string; generation: number } | null;
+  /** Null where the line that it comes from has been removed. */
+  origin: { line: string | null; generation: number } | null;
   tags: Record<string, number>;
   writer: string | null;
   readers: number;
@@ -122,6 +126,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   readonly log: StoreLog;
   /** Roots that no generation points to and that are needed: imports under way. */
   collecting = false;
+  /** Trees that are coming from other stores. */
+  readonly sinks = new Set<BlobSink>();
   readonly liveRoots = new Set<{ root: Buffer; size: number }>();
   readonly lines = new Map<string, Line>();
   readonly linesById = new Map<number, Line>();
@@ -204,6 +210,11 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     this.unlock();
   }
 
+  /** Of the file system; null in a simulation. */
+  freeBytes(): number | null {
+    return this.options.freeBytes?.() ?? null;
+  }
+
   nowMs(): number {
     return this.options.nowMs?.() ?? Date.now();
   }
@@ -254,7 +265,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       size: line.size,
       generation: line.head,
       createdMs: line.record.createdMs,
-      origin: line.record.origin,
+      origin: line.record.origin && {
+        line: this.linesById.get(line.record.origin.id)?.name ?? null,
+        generation: line.record.origin.generation,
+      },
       tags: { ...line.record.tags },
       writer: line.writer === null ? null : line.writer.identity,
       readers: line.exports.size - (line.writer === null ? 0 : 1),
@@ -319,6 +333,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       throw new ExportRefused('unknown', 'there is no such export, or you may not read it');
     }
     if (this.closing) throw new ExportRefused('policy', 'the server is shutting down');
+    if (line.moving) throw new ExportRefused('policy', `${line.name} is being moved, try again`);
     if (parsed.at === null) {
       const readOnly = !this.allows(client, parsed.line, 'write');
       const opened = (view: TreeView, generation: number) =>
@@ -376,10 +391,29 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     }
   }
 
-  changedRanges(since: GenerationRecord, now: TreeView): BlockRange[] {
+  /** What differs between a kept generation and `generation` of the same line, whose tree is `now`. May name blocks that were changed back. */
+  changedRanges(line: Line, since: GenerationRecord, generation: number, now: TreeView): Ranges {
+    return this.listedChanges(line, since.generation, generation) ?? this.differingRanges(since, now);
+  }
+
+  /** What the change lists from one generation to a later one say together; null when one is missing. */
+  listedChanges(line: Line, since: number, generation: number): Ranges | null {
+    const lists: Ranges[] = [];
+    for (let at = generation; at !== since; ) {
+      const bytes = at > since ? this.index.changes(generationKey(line.record.id, at)) : null;
+      const list = bytes === null ? null : decodeChanges(bytes);
+      if (list === null) return null;
+      lists.push(list.ranges);
+      at = list.since;
+    }
+    return union(lists);
+  }
+
+  /** The ranges in which two trees differ, exactly. */
+  differingRanges(since: GenerationRecord, now: TreeView): Ranges {
     const before = new TreeView(this.nodes, Buffer.from(since.root, 'hex'), since.size);
     try {
-      return [...difference(this.nodes, before, now)];
+      return difference(this.nodes, before, now);
     } finally {
       before.close();
     }
@@ -429,7 +463,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     line: Line,
     changes: Overlay,
     base: TreeView | null,
-    baseBlocks: number,
+    baseChanges: Ranges,
     who: string,
     card: CardCommit | null = null,
   ): Promise<void> {
@@ -466,7 +500,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       id,
       card,
       base: record.base,
-      baseBlocks,
+      baseChanges,
       changes,
       records: [],
       durable: Promise.resolve(),
@@ -572,9 +606,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     for (const position of pending.records) this.journal.release(position);
   }
 
-  /** Every root that somebody needs: kept generations, open exports, epochs that have left memory, imports under way. */
+  /** Every root that somebody needs: kept generations, open exports, epochs that have left memory, imports under way or cut short. */
   roots(): { root: Buffer; size: number }[] {
     const found: { root: Buffer; size: number }[] = [...this.liveRoots];
+    for (const { root, size } of importRecords(this).values()) found.push({ root: Buffer.from(root, 'hex'), size });
     for (const view of this.nodes.views) found.push({ root: view.root, size: view.size });
     for (const line of this.lines.values()) {
       for (const { root, size } of this.generations(line.name)) found.push({ root: Buffer.from(root, 'hex'), size });
@@ -637,12 +672,14 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     try {
       let size = newest.size;
       const records: GenerationRecord[] = [];
+      const lists: (Ranges | null)[] = [];
       for (const pending of taken) {
         if (pending.base !== null) {
           live.root = pending.base;
           size = pending.size;
         }
-        live.root = await this.builder.build(live.root, size, pending.size, pending.changes);
+        const changed = new RangeCollector();
+        live.root = await this.builder.build(live.root, size, pending.size, pending.changes, changed);
         size = pending.size;
         live.size = size;
         records.push({
@@ -653,16 +690,24 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
           timeMs: pending.timeMs,
           who: pending.who,
           why: pending.why,
-          changedBlocks: pending.changes.changedBlocks() + pending.baseBlocks,
+          changedBlocks: pending.changes.changedBlocks() + blocksIn(pending.baseChanges ?? NO_RANGES),
           from: pending.from,
           id: pending.id,
           ...(pending.card === null ? {} : { card: pending.card }),
         });
+        lists.push(pending.baseChanges === null ? null : union([pending.baseChanges, changed.ranges()]));
       }
       const record: LineRecord = { ...line.record, head: records.at(-1)!.generation, size };
       for (const it of taken) if (it.card !== null) record.cards = withCommit(record.cards, it, it.card, this.nowMs());
       const batch = emptyBatch();
-      for (const it of records) batch.records.push([generationKey(record.id, it.generation), it]);
+      let since = newest.generation;
+      for (const [index, it] of records.entries()) {
+        const key = generationKey(record.id, it.generation);
+        batch.records.push([key, it]);
+        const list = lists[index];
+        if (list !== null) batch.changes.push([key, encodeChanges(since, list)]);
+        since = it.generation;
+      }
       batch.records.push([`line/${record.name}`, record]);
       await this.index.apply(batch);
       line.record = record;

@@ -6,6 +6,7 @@
 // tree never waits.
 
 import type { Done } from '../server/export.js';
+import { RangeCollector, type Ranges } from './changes.js';
 import { CODEC_NONE } from './codec.js';
 import type { Index } from './index.js';
 import type { Overlay } from './overlay.js';
@@ -14,6 +15,7 @@ import { checkBlob, DamagedError, Packs, sha256 } from './pack.js';
 export const BLOCK_SIZE = 4096;
 export const FANOUT = 64;
 const HASH = 32;
+const HASH_WORDS = HASH / 4;
 const NODE_MAGIC = 0x314e4252; // "RBN1"
 const NODE_HEADER = 16;
 export const ZERO_HASH = Buffer.alloc(HASH);
@@ -48,14 +50,18 @@ export class Node {
   readonly level: number;
   /** 64 hashes; 0 for no child. */
   readonly hashes: Buffer;
+  /** The same bytes, to compare them quickly. */
+  readonly words: Int32Array;
   /** Level 0 only: where each block lies, found when first read. */
   readonly state: Uint8Array;
   readonly pack: Uint32Array;
   readonly offset: Uint32Array;
 
+  /** `hashes` is kept; its place in memory is a multiple of 4. */
   constructor(level: number, hashes: Buffer) {
     this.level = level;
     this.hashes = hashes;
+    this.words = new Int32Array(hashes.buffer, hashes.byteOffset, FANOUT * HASH_WORDS);
     const places = level === 0 ? FANOUT : 0;
     this.state = new Uint8Array(places);
     this.pack = new Uint32Array(places);
@@ -334,20 +340,12 @@ export interface BlockRange {
   count: number;
 }
 
-/** The block ranges in which two trees differ, in order. Only subtrees that differ are visited. */
-export function* difference(nodes: Nodes, a: TreeView, b: TreeView): Generator<BlockRange> {
+/** The block ranges in which two trees differ. Only subtrees that differ are visited. */
+export function difference(nodes: Nodes, a: TreeView, b: TreeView): Ranges {
   const levels = Math.max(levelsOf(a.size), levelsOf(b.size));
-  let open: BlockRange | null = null;
-  const rootA = raise(nodes, a, levels);
-  const rootB = raise(nodes, b, levels);
-  for (const range of differ(nodes, rootA, rootB, levels - 1, 0)) {
-    if (open !== null && open.first + open.count === range.first) open.count += range.count;
-    else {
-      if (open !== null) yield open;
-      open = range;
-    }
-  }
-  if (open !== null) yield open;
+  const found = new RangeCollector();
+  differ(nodes, raise(nodes, a, levels), raise(nodes, b, levels), levels - 1, 0, found);
+  return found.ranges();
 }
 
 /** A tree of fewer levels, seen as one of more: nodes with one child on top. */
@@ -366,18 +364,33 @@ function raise(nodes: Nodes, view: TreeView, levels: number): Node | null {
   return top;
 }
 
-function* differ(nodes: Nodes, a: Node | null, b: Node | null, level: number, first: number): Generator<BlockRange> {
+function differ(
+  nodes: Nodes,
+  a: Node | null,
+  b: Node | null,
+  level: number,
+  first: number,
+  found: RangeCollector,
+): void {
   const span = FANOUT ** level;
+  const wordsA = a === null ? NO_CHILDREN : a.words;
+  const wordsB = b === null ? NO_CHILDREN : b.words;
   for (let child = 0; child < FANOUT; child++) {
-    const hashA = a === null ? ZERO_HASH : a.child(child);
-    const hashB = b === null ? ZERO_HASH : b.child(child);
-    if (hashA.equals(hashB)) continue;
+    if (sameChild(wordsA, wordsB, child)) continue;
+    const childFirst = first + child * span;
     if (level === 0) {
-      yield { first: first + child, count: 1 };
+      found.add(childFirst, childFirst + 1);
     } else {
-      const nodeA = isZeroHash(hashA) ? null : nodes.get(hashA);
-      const nodeB = isZeroHash(hashB) ? null : nodes.get(hashB);
-      yield* differ(nodes, nodeA, nodeB, level - 1, first + child * span);
+      const nodeA = sameChild(wordsA, NO_CHILDREN, child) ? null : nodes.get(a!.child(child));
+      const nodeB = sameChild(wordsB, NO_CHILDREN, child) ? null : nodes.get(b!.child(child));
+      differ(nodes, nodeA, nodeB, level - 1, childFirst, found);
     }
   }
+}
+
+const NO_CHILDREN = new Int32Array(FANOUT * HASH_WORDS);
+
+function sameChild(a: Int32Array, b: Int32Array, child: number): boolean {
+  for (let at = child * HASH_WORDS, end = at + HASH_WORDS; at < end; at++) if (a[at] !== b[at]) return false;
+  return true;
 }

@@ -1,6 +1,7 @@
 // The world that a firmware spec runs in: every import of assembly/imports.ts, played by what the spec has set up through
 // tests/as-pect/assembly/world.ts. Time stands still and chance is a counter until the spec says otherwise.
 
+import { acceleratorImports } from '../../host/card/accelerators.js';
 import { crc32c } from '../../host/card/crc32c.js';
 import { storeDevice, storeImports } from '../../host/card/store.js';
 import { MemoryStore } from '../../host/card/store-memory.js';
@@ -113,6 +114,7 @@ export class World {
       store_trim: (...args) => this.#store.store_trim(...args),
       store_completed: () => this.#store.store_completed(),
       crc32c: (seed, source, length) => crc32c(this.#view(source, length), seed >>> 0),
+      ...(acceleratorImports((address, length) => this.#view(address, length)) as unknown as Imports),
     };
   }
 

@@ -53,6 +53,7 @@ export function afterPowerCut(medium: Medium, random: () => number): Medium {
   const index = new CutIndex(files);
   for (const [key, value] of medium.index.blobsByHash) index.blobsByHash.set(key, value);
   for (const [key, value] of medium.index.recordsByKey) index.recordsByKey.set(key, value);
+  for (const [key, list] of medium.index.changesByKey) index.changesByKey.set(key, list);
   return { files, index };
 }
 

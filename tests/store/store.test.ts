@@ -4,10 +4,12 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ExportError, ExportRefused } from '../../host/server/export.js';
 import { adminOperations } from '../../host/store/admin.js';
+import { blocksIn, decodeChanges, encodeChanges, RangeCollector, union } from '../../host/store/changes.js';
 import { collectGarbage } from '../../host/store/garbage.js';
 import { CHANGED_SINCE, type LineExport } from '../../host/store/line-export.js';
 import { expired, parseRetention } from '../../host/store/retention.js';
 import type { Store, StoreOptions } from '../../host/store/store.js';
+import { TreeView } from '../../host/store/tree.js';
 import { verify } from '../../host/store/verify.js';
 import { BLOCK, blockOf, CLIENT, type Content, generator, mismatches, newMedium, openStore } from './model.js';
 
@@ -136,13 +138,13 @@ test('clone, branch, snapshot, rollback, diff, log, rename, rm', async () => {
     (await admin.log('a')).map(({ generation, why }) => `${generation} ${why}`),
     ['1 created', '2 commit', '3 commit', '4 rollback to 2'],
   );
-  await assert.rejects(admin.rm('a'), /branches/);
+  await assert.rejects(admin.rm('a', false), /branches/);
   await admin.rename('a', 'c');
   assert.equal(await value(store, 'c/fix', 9), 9);
   assert.throws(() => store.open('a', CLIENT), ExportRefused);
-  await admin.rm('c/fix');
-  await admin.rm('c');
-  await admin.rm('b');
+  await admin.rm('c/fix', false);
+  await admin.rm('c', true);
+  await admin.rm('b', false);
   await admin.gc(null);
   assert.equal(store.index.blobCount(), 0, 'nothing is left of images that are gone');
   await store.close();
@@ -212,6 +214,7 @@ test('random work with garbage collection in between, against a model', async ()
   const { store } = await newStore({ spillBlocks: 40 });
   const generations = new Map<number, Content>([[1, new Map()]]);
   let head: Content = new Map();
+  let compared = 0;
   const pinned = { generation: 0, opened: null as LineExport | null };
   for (let round = 0; round < 60; round++) {
     const opened = await store.open('a', CLIENT);
@@ -252,6 +255,7 @@ test('random work with garbage collection in between, against a model', async ()
         assert.deepEqual(await mismatches(old, generations.get(generation)!, BLOCKS), [], `@${generation}`);
         await old.close(true);
       }
+      compared += changeListsAgree(store, `round ${round}`);
       assert.deepEqual(
         await mismatches(pinned.opened, generations.get(pinned.generation)!, BLOCKS),
         [],
@@ -263,7 +267,99 @@ test('random work with garbage collection in between, against a model', async ()
       }
     }
   }
+  assert.ok(compared > 20, `${compared} pairs of generations were compared`);
   await store.close();
+});
+
+/** Every two kept generations: their change lists together name each block that differs. Returns how many pairs there were. */
+function changeListsAgree(store: Store, where: string): number {
+  const line = store.line('a');
+  const kept = store.generations('a');
+  let pairs = 0;
+  for (const [index, older] of kept.entries()) {
+    for (const newer of kept.slice(index)) {
+      const view = new TreeView(store.nodes, Buffer.from(newer.root, 'hex'), newer.size);
+      const listed = store.listedChanges(line, older.generation, newer.generation);
+      assert.ok(listed !== null, `${where}: the changes from ${older.generation} to ${newer.generation} are listed`);
+      const differing = store.differingRanges(older, view);
+      assert.deepEqual(union([listed, differing]), listed, `${where}: ${older.generation} to ${newer.generation}`);
+      view.close();
+      pairs++;
+    }
+  }
+  return pairs;
+}
+
+test('change lists: what is listed, and what is done without one', async () => {
+  const { medium, store } = await newStore();
+  await (await put(store, 'a', { 3: 1, 4: 1, 5: 0, 200: 1 })).close(true);
+  const zeroing = await store.open('a', CLIENT);
+  await zeroing.zero(2 * BLOCK, 100 * BLOCK);
+  await zeroing.write(4 * BLOCK, blockOf(1));
+  await zeroing.close(true);
+  await (await put(store, 'a', { 3: 9, 200: 1, 201: 5 })).close(true);
+  await store.digestAll();
+  const line = store.line('a');
+  const blocks = (since: number, generation: number) => {
+    const found: number[] = [];
+    const ranges = store.listedChanges(line, since, generation)!;
+    for (let at = 0; at < ranges.length; at += 2) for (let it = ranges[at]; it < ranges[at + 1]; it++) found.push(it);
+    return found;
+  };
+  // Written with the content that was there (4 and 200, and zeroes at 5) is not changed.
+  assert.deepEqual([blocks(1, 2), blocks(2, 3), blocks(3, 4)], [[3, 4, 200], [3], [3, 201]]);
+  assert.deepEqual(blocks(1, 4), [3, 4, 200, 201]);
+  const rolledBack = await store.images.rollback('a', 2);
+  assert.deepEqual(blocks(4, rolledBack), [3, 201]);
+  await store.images.forget('a', [2, 3]);
+  assert.deepEqual(blocks(1, 4), [3, 4, 200, 201]);
+  assert.equal(store.listedChanges(line, 2, 4), null);
+  const changedSinceOne = async () => {
+    const opened = await store.open('a', CLIENT);
+    const extents = opened.status(`${CHANGED_SINCE}1`, 0, BLOCKS * BLOCK, 100);
+    await opened.close(true);
+    return extents.map((extent) => [extent.flags, extent.length / BLOCK]);
+  };
+  const found = [
+    [0, 3],
+    [1, 2],
+    [0, 195],
+  ];
+  const listed = [...found, [1, 2], [0, 98]];
+  assert.deepEqual(await changedSinceOne(), listed);
+  // A damaged list counts for nothing: the trees say the same, but for 201, which was changed and changed back.
+  for (const [key, list] of medium.index.changesByKey) {
+    const damaged = Buffer.from(list);
+    damaged[damaged.length - 1] ^= 1;
+    medium.index.changesByKey.set(key, damaged);
+  }
+  assert.equal(store.listedChanges(line, 1, 4), null);
+  assert.deepEqual(await changedSinceOne(), [...found, [1, 1], [0, 99]]);
+  await store.images.remove('a');
+  assert.equal(medium.index.changesByKey.size, 0);
+  await store.close();
+});
+
+test('change lists survive being stored, whatever their gaps', () => {
+  const random = generator(7);
+  for (let round = 0; round < 200; round++) {
+    const collector = new RangeCollector();
+    const model = new Set<number>();
+    const far = random() < 0.2 ? 2 ** 37 : 0;
+    for (let count = Math.floor(random() * 50); count > 0; count--) {
+      const first = far * Math.floor(random() * 2) + Math.floor(random() * 400);
+      const end = first + 1 + Math.floor(random() * 5);
+      collector.add(first, end);
+      for (let block = first; block < end; block++) model.add(block);
+    }
+    const ranges = collector.ranges();
+    const decoded = decodeChanges(encodeChanges(round * 2 ** 40, ranges))!;
+    assert.equal(decoded.since, round * 2 ** 40);
+    assert.deepEqual(decoded.ranges, ranges);
+    assert.equal(blocksIn(ranges), model.size);
+    for (let at = 2; at < ranges.length; at += 2) assert.ok(ranges[at] > ranges[at - 1]);
+    for (let at = 0; at < ranges.length; at += 2) assert.ok(model.has(ranges[at]) && model.has(ranges[at + 1] - 1));
+  }
 });
 
 test('garbage collection gives space back, and none that is needed', async () => {
