@@ -326,7 +326,8 @@ export function logDropTail(): void {
  * now, on the store or in the ring, or another one is being built. */
 export function recordBegin(blocks: u32, reserve: u32): bool {
   assert(blocks <= RECORD_ENTRIES_MAX);
-  if (building || failed) return false;
+  // Not even into the open segment: its rest is for whoever has opened it.
+  if (building || failed || logFreeSegments() < reserve) return false;
   if (stagedCount == STAGED_MAX) evict();
   const address = stagedCount < STAGED_MAX ? reserveRing((1 + blocks) * BLOCK_SIZE) : 0;
   if (address == 0) {

@@ -11,7 +11,7 @@
 //     it, can only go forward. The same holds for what was merged.
 //   - An epoch ends between two commands.
 
-import { SECTOR_SIZE } from '../config';
+import { SECTOR_SIZE, SECTORS_PER_BLOCK } from '../config';
 import { clock_ms } from '../imports';
 import {
   NO_ROW,
@@ -44,6 +44,7 @@ import {
   logCommitUnsaid,
   logFailed,
   logFreeSegments,
+  logHeadRoom,
   logHeadRow,
   logNeeded,
   logNextSequence,
@@ -236,7 +237,7 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   if (statistics.lagBytes == 0) statistics.lagSinceMs = clock_ms();
   logSetLagMs(lagMs());
   if (!append(lba, count, source, !commandOpen, !more)) {
-    noteFull();
+    noteFull(lba, count);
     return false;
   }
   full = false;
@@ -249,8 +250,12 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   return true;
 }
 
-function noteFull(): void {
-  if (logFreeSegments() > SEGMENTS_RESERVED) {
+/** The write cannot be taken now. Is that for want of room in the log, or only until the store has written something? */
+function noteFull(lba: u32, count: u32): void {
+  const blocks = <u32>((<u64>lba + count - 1) / SECTORS_PER_BLOCK) - lba / SECTORS_PER_BLOCK + 1;
+  const reserve = SEGMENTS_RESERVED - (commandOpen ? 1 : 0);
+  const free = logFreeSegments();
+  if (free > reserve || (free == reserve && logHeadRoom() >= blocks)) {
     full = false;
     return;
   }
