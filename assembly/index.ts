@@ -3,6 +3,7 @@
 
 import { ataStep, ataTimeoutMs, initAta } from './ata/device';
 import { initCache } from './cache/cache';
+import { changesStep, initChanges } from './changes/changes';
 import { fillTimeoutMs } from './local-store/fills';
 import { initLocalStore, localStoreMemory, localStoreStep } from './local-store/local-store';
 import { LogLevel, logEnd, logText, logValue } from './log';
@@ -36,6 +37,7 @@ export function init(): u32 {
   if (storeSize == 0) return InitError.MEMORY;
 
   initNbd();
+  initChanges();
   initLocalStore(store, available);
   initWriteLog(arena);
   const cacheBlocks = initCache(store + storeSize, available - storeSize);
@@ -56,6 +58,7 @@ export function step(): u32 {
   while (progressed) {
     progressed = ataStep();
     progressed = volumeStep() || progressed;
+    progressed = changesStep() || progressed;
     progressed = writeLogStep() || progressed;
     progressed = localStoreStep() || progressed;
     progressed = nbdStep() || progressed;

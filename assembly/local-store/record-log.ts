@@ -29,6 +29,9 @@ import {
 } from './block-table';
 import { deviceFlush, deviceRelease, deviceState, deviceWrite, OperationState } from './device';
 import {
+  BLOCK_GENERATION,
+  BLOCK_GENERATION_ID,
+  BLOCK_TAIL,
   ENTRY_LOST,
   LOG_START_BLOCK,
   RECORD_DIRTY,
@@ -93,6 +96,8 @@ let committed: u64 = 0;
 let committedInHeader: u64 = 0;
 let needed: u64 = 1;
 let lagMs: u32 = 0;
+let generation: u64 = 0;
+let generationId: u64 = 0;
 
 // The ring. Staged records are numbered like records: head of the queue is record `nextSequence - stagedCount`.
 let staged: usize = 0;
@@ -309,6 +314,20 @@ export function logSetLagMs(ms: u32): void {
   lagMs = ms;
 }
 
+/** For headers: the generation that the clean blocks are right for. */
+export function logSetGeneration(which: u64, id: u64): void {
+  generation = which;
+  generationId = id;
+}
+
+export function logGeneration(): u64 {
+  return generation;
+}
+
+export function logGenerationId(): u64 {
+  return generationId;
+}
+
 export function logNeeded(): u64 {
   return needed;
 }
@@ -383,6 +402,22 @@ export function logHeadRoom(): u32 {
   return left > 0 ? left - 1 : 0;
 }
 
+/** Entry `i` of a FORGET record. */
+export function recordSetForgotten(i: u32, block: u32): void {
+  assert(i < buildBlocks);
+  const entry = recordEntry(buildAddress, i);
+  entry.block = block;
+  entry.checksum = 0;
+  entry.valid = entry.dirty = entry.flags = 0;
+}
+
+/** The record has only its first `count` entries. */
+export function recordTrim(count: u32): void {
+  assert(building && count <= buildBlocks);
+  buildBlocks = count;
+  changetype<RecordHeader>(buildAddress).entryCount = <u16>count;
+}
+
 export function recordAbandon(): void {
   assert(building);
   building = false;
@@ -405,16 +440,24 @@ export function recordFinish(kind: RecordKind, flags: u8, sectors: u32): u64 {
   header.sectors = sectors;
   header.needed = needed;
   header.lagMs = lagMs;
+  putEnd(buildAddress);
   sealRecord(buildAddress);
   committedInHeader = committed;
   const row = logHeadRow();
   enterRows(buildAddress, row, clock_ms());
-  for (let i: u32 = 0; i < buildBlocks; i++) tablePut(row + 1 + i);
+  if (kind != RecordKind.FORGET) for (let i: u32 = 0; i < buildBlocks; i++) tablePut(row + 1 + i);
   enqueue(sequence, row);
   setSegmentPowerOns(headSegment, powerOns);
   headBlocks += 1 + buildBlocks;
   nextSequence += 1;
   return sequence;
+}
+
+/** What headers and summaries say at their end. */
+function putEnd(address: usize): void {
+  store<u64>(address + BLOCK_TAIL, tailSegment);
+  store<u64>(address + BLOCK_GENERATION, generation);
+  store<u64>(address + BLOCK_GENERATION_ID, generationId);
 }
 
 /** Fills in the rows of the record whose header is at `address`. */
@@ -518,16 +561,22 @@ function issueWrites(): bool {
   while (stagedIssued < stagedCount) {
     const record = stagedAt(stagedIssued);
     if (record.state == StagedState.QUEUED) {
-      const operation = deviceWrite(rowBlock(record.row), record.blocks, record.address);
+      const blocks = writtenBlocks(record);
+      const operation = deviceWrite(rowBlock(record.row), blocks, record.address);
       if (operation < 0) break;
       record.operation = operation;
       record.state = StagedState.WRITING;
-      statistics.storeBlocksWritten += record.blocks;
+      statistics.storeBlocksWritten += blocks;
       any = true;
     }
     stagedIssued += 1;
   }
   return any;
+}
+
+/** Of a FORGET record there is nothing to write but its header. */
+function writtenBlocks(record: Staged): u32 {
+  return changetype<RecordHeader>(<usize>record.address).kind == RecordKind.FORGET ? 1 : record.blocks;
 }
 
 function takeWritten(): bool {
@@ -621,6 +670,7 @@ function makeSummary(segment: u64): void {
   summary.committed = committed;
   summary.needed = needed;
   summary.lagMs = lagMs;
+  putEnd(STORE_SUMMARY);
   saveSegmentRows(segmentPlace(segment), STORE_SUMMARY + SUMMARY_ROWS);
   sealSummary(STORE_SUMMARY);
 }

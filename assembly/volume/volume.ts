@@ -21,6 +21,7 @@ import {
   cacheTouch,
   SlotState,
 } from '../cache/cache';
+import { changesLearnt } from '../changes/changes';
 import {
   BLOCK_SIZE,
   IMAGE_BLOCKS_MAX,
@@ -30,7 +31,16 @@ import {
   SECTORS_PER_BLOCK,
 } from '../config';
 import { clock_ms } from '../imports';
-import { NO_ROW, ROW_LOST, rowHit, rowIs, rowValid, tableFind } from '../local-store/block-table';
+import {
+  NO_ROW,
+  ROW_LOST,
+  ROW_UNVERIFIED,
+  rowHit,
+  rowIs,
+  rowValid,
+  tableFind,
+  tableRemove,
+} from '../local-store/block-table';
 import { deviceRead, deviceRelease, deviceState, OperationState } from '../local-store/device';
 import { noteFill } from '../local-store/fills';
 import { localStoreReady, storeCheckRead, storedImageSectors, storeImageSectors } from '../local-store/local-store';
@@ -383,7 +393,7 @@ function followSequence(): void {
 function bring(from: u32, to: u32): void {
   for (let block = from; block < to; ) {
     const slot = cacheFind(block);
-    const row = slot < 0 ? tableFind(block) : NO_ROW;
+    const row = slot < 0 ? usableRow(block) : NO_ROW;
     let count: u32 = 1;
     if (slot >= 0) {
       // A block that is here in part is completed when the PC needs the rest of it.
@@ -399,8 +409,15 @@ function bring(from: u32, to: u32): void {
   }
 }
 
+/** The newest copy of a block in the log, if it counts: one that may have changed on the server does as long as that cannot be
+ * asked. */
+function usableRow(block: u32): u32 {
+  const row = tableFind(block);
+  return row != NO_ROW && rowIs(row, ROW_UNVERIFIED) && canFetch() ? NO_ROW : row;
+}
+
 function canFetch(): bool {
-  return nbdUp() && connectionChecked == nbdConnection();
+  return connectionChecked == nbdConnection() && changesLearnt();
 }
 
 /** Starts to read a block from the local store into the RAM cache. False when that must wait. */
@@ -515,7 +532,7 @@ function fetchRun(first: u32, end: u32): u32 {
 }
 
 function isAbsent(block: u32): bool {
-  return cacheFind(block) < 0 && tableFind(block) == NO_ROW;
+  return cacheFind(block) < 0 && usableRow(block) == NO_ROW;
 }
 
 function abandonRun(request: i32, first: u32, count: u32): void {
@@ -557,6 +574,9 @@ function finishFetchedBlock(request: i32, block: u32, done: bool): void {
   const current = cacheState(slot) == SlotState.FILLING;
   if (current && done) {
     cacheSetReady(slot, mask | fetchAdds[request]);
+    // It replaces a copy that could not be verified.
+    const row = tableFind(block);
+    if (row != NO_ROW && rowIs(row, ROW_UNVERIFIED)) tableRemove(block);
     if (mask == 0) noteFill(block);
   } else if (current && mask != 0) {
     // What was there before is as good as it was.

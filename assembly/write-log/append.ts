@@ -4,7 +4,7 @@
 
 import { cacheAddress, cacheFind, cacheMask, cacheState, SlotState } from '../cache/cache';
 import { BLOCK_SIZE, SECTOR_SIZE, SECTORS_PER_BLOCK } from '../config';
-import { NO_ROW, ROW_LOST, rowDirty, rowIs, rowValid, tableFind } from '../local-store/block-table';
+import { NO_ROW, ROW_LOST, ROW_UNVERIFIED, rowDirty, rowIs, rowValid, tableFind } from '../local-store/block-table';
 import { deviceRead, deviceRelease, deviceState, OperationState } from '../local-store/device';
 import { ENTRY_LOST, RECORD_BEGINS, RECORD_ENDS, RecordKind } from '../local-store/format';
 import { storeCheckRead } from '../local-store/local-store';
@@ -173,7 +173,7 @@ function completeEdge(edge: i32): bool {
   if (slot >= 0 && cacheState(slot) == SlotState.READY) {
     memory.copy(recordData(i), cacheAddress(slot), BLOCK_SIZE);
     edgeValid[edge] = cacheMask(slot);
-  } else if (row != NO_ROW && rowValid(row) != 0) {
+  } else if (row != NO_ROW && rowValid(row) != 0 && !rowIs(row, ROW_UNVERIFIED)) {
     // Not before what lies there is written.
     if (!logWritten()) return false;
     edgeOperation[edge] = deviceRead(rowBlock(row), 1, recordData(i));

@@ -8,6 +8,7 @@
 //   arena:  Job[JOBS_MAX] | pad to 4096 | buffers of 128 KiB [JOBS_MAX]
 
 import { cacheAddress, cacheFind, cacheMask, cacheState, SlotState } from '../cache/cache';
+import { changesLearnt } from '../changes/changes';
 import { BLOCK_SIZE, NBD_REQUEST_SIZE_MAX, SECTOR_SIZE, SECTORS_PER_BLOCK } from '../config';
 import { crc32c } from '../imports';
 import {
@@ -30,7 +31,7 @@ import { storeCheckRead } from '../local-store/local-store';
 import { logNextSequence, logStored, nextSegmentRow, rowBefore, rowBlock, stagedData } from '../local-store/record-log';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { MUTANT, Mutant } from '../mutant';
-import { NbdError, NbdState, nbdRelease, nbdRestart, nbdSetPiece, nbdState, nbdUp, nbdWrite } from '../nbd/client';
+import { NbdError, NbdState, nbdRelease, nbdRestart, nbdSetPiece, nbdState, nbdWrite } from '../nbd/client';
 
 /** Some of the 16 requests are left for reads. */
 export const JOBS_MAX: u32 = 12;
@@ -140,7 +141,7 @@ export function senderStep(end: u64): bool {
     resetting = false;
     progressed = true;
   }
-  if (halted || !nbdUp()) return progressed;
+  if (halted || !changesLearnt()) return progressed;
   progressed = makeJobs(end) || progressed;
   return sendJobs() || progressed;
 }

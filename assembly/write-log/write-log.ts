@@ -11,6 +11,7 @@
 //     it, can only go forward. The same holds for what was merged.
 //   - An epoch ends between two commands.
 
+import { changesCommitted, changesLearnt, changesOwn, changesReleased, changesWait } from '../changes/changes';
 import { SECTOR_SIZE, SECTORS_PER_BLOCK } from '../config';
 import { clock_ms } from '../imports';
 import {
@@ -62,7 +63,19 @@ import {
 import { recoveredDirtyBlocks, recoveredDirtyRecords, recoveredDirtySectors } from '../local-store/recovery';
 import { CONTROL } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
-import { NbdError, NbdState, nbdConnection, nbdFlush, nbdRelease, nbdRestart, nbdState, nbdUp } from '../nbd/client';
+import {
+  NbdError,
+  NbdState,
+  nbdConnection,
+  nbdFlush,
+  nbdRelease,
+  nbdRestart,
+  nbdResult,
+  nbdResult2,
+  nbdState,
+  nbdUp,
+} from '../nbd/client';
+import { placeAgreed, placeRecords } from '../nbd/place';
 import { AcknowledgementPoint, acknowledgementDelayMs, settings } from '../settings';
 import { statistics } from '../statistics';
 import { append, appendAbandon, appendedDirty, appendedSequence, appendStep, initAppend } from './append';
@@ -112,6 +125,8 @@ let flushState: FlushState = FlushState.NONE;
 let epochEnd: u64 = 0;
 /** An epoch must not end before this record. */
 let epochFloor: u64 = 0;
+/** Of it, what a merge has set: a server that says what it has committed makes the rest needless. */
+let mergeFloor: u64 = 0;
 let flushRequest: i32 = -1;
 let closeWanted: bool = false;
 /** Size of the epochs of a backlog: doubled by every commit, so that the time of a commit and what is overwritten within an
@@ -138,7 +153,7 @@ export function initWriteLog(arena: usize): void {
   flushState = FlushState.NONE;
   flushRequest = -1;
   closeWanted = commandOpen = full = endWanted = merging = holdSending = false;
-  epochFloor = 0;
+  epochFloor = mergeFloor = 0;
   catchUpBytes = settings.epochSizeBytes;
   connection = nbdConnection();
   controlled = load<u32>(CONTROL);
@@ -304,7 +319,7 @@ export function writeLogBroken(): bool {
 /** Milliseconds until there is something to do without an event. */
 export function writeLogTimeoutMs(): u32 {
   let timeout: u32 = 0xffffffff;
-  if (dirtyRecords > 0 && flushState == FlushState.NONE && nbdUp()) {
+  if (dirtyRecords > 0 && flushState == FlushState.NONE && changesLearnt()) {
     const age = lagMs();
     timeout = age >= settings.epochAgeMs ? 0 : settings.epochAgeMs - age;
     // It is due, but something else is in the way; whatever that is, its end is an event.
@@ -336,6 +351,8 @@ export function writeLogStep(): bool {
   progressed = appendStep() || progressed;
   progressed = endCommand() || progressed;
   progressed = restartAfterReconnect() || progressed;
+  placeRecords(logCommitted(), logNextSequence() - 1, dirtyRecords > 0);
+  if (changesWait()) progressed = releaseCommitted() || progressed;
   progressed = resumeAfterLoss() || progressed;
   progressed = mergeWhenFull() || progressed;
   progressed = closeWhenDue() || progressed;
@@ -385,7 +402,7 @@ function resumeAfterLoss(): bool {
   if (rowIs(row, ROW_LIVE) && rowIs(row, ROW_LOST)) return false;
   const newest = rowUnused(row) ? NO_ROW : tableFind(rowKey(row));
   if (newest != NO_ROW && rowIs(newest, ROW_LOST)) return false;
-  epochFloor = logNextSequence();
+  epochFloor = mergeFloor = logNextSequence();
   reopenEpoch();
   senderResume();
   senderReset(headSequence, headRow);
@@ -403,7 +420,7 @@ function closeWhenDue(): bool {
     flushState != FlushState.NONE ||
     (commandOpen && MUTANT != Mutant.TEAR_COMMANDS) ||
     holdSending ||
-    !nbdUp() ||
+    !changesLearnt() ||
     mergeActive()
   )
     return false;
@@ -463,14 +480,14 @@ function liveSectors(header: u32): u32 {
 }
 
 function commit(): bool {
-  if (!nbdUp()) return false;
+  if (!changesLearnt()) return false;
   const complete = senderSequence() == epochEnd && senderConfirmed() == epochEnd && !senderHalted();
   if (flushState == FlushState.WAITING && complete) {
     if (MUTANT == Mutant.NEVER_COMMIT) {
       release();
       return true;
     }
-    flushRequest = nbdFlush(0);
+    flushRequest = nbdFlush(epochEnd - 1);
     if (flushRequest < 0) return false;
     flushState = FlushState.SENT;
     return true;
@@ -480,9 +497,23 @@ function commit(): bool {
   if (state == NbdState.PENDING) return false;
   if (state == NbdState.FAILED) nbdRestart(NbdError.REQUEST_REFUSED);
   if (state != NbdState.DONE) return false;
+  if (placeAgreed()) changesOwn(nbdResult(flushRequest), nbdResult2(flushRequest));
   nbdRelease(flushRequest);
   flushRequest = -1;
   release();
+  return true;
+}
+
+/** Lets go what the server says to have committed: the answer to a commit was lost. */
+function releaseCommitted(): bool {
+  const upTo = changesCommitted();
+  if (MUTANT != Mutant.RESEND_COMMITTED && upTo >= headSequence) {
+    if (mergeActive() || holdSending || !senderIdle()) return false;
+    setEpochEnd(upTo + 1, logHeadRow());
+    release();
+  }
+  epochFloor = mergeFloor;
+  changesReleased();
   return true;
 }
 
@@ -598,7 +629,7 @@ function mergeWhenFull(): bool {
     return false;
   }
   // One epoch from now on, to its end: what is moved belongs to both ends of it.
-  if (flushState == FlushState.WAITING) epochFloor = max(epochFloor, epochEnd);
+  if (flushState == FlushState.WAITING) epochFloor = mergeFloor = max(epochFloor, epochEnd);
   reopenEpoch();
   closeWanted = true;
   holdSending = false;
@@ -625,7 +656,7 @@ function afterMerge(): bool {
   if (!merging || mergeActive()) return false;
   merging = false;
   // What was dropped was outdated by something anywhere in the log: it is all one epoch.
-  if (MUTANT != Mutant.FORGET_MERGE_RULE) epochFloor = logNextSequence();
+  if (MUTANT != Mutant.FORGET_MERGE_RULE) epochFloor = mergeFloor = logNextSequence();
   recountDirtyRecords();
   return true;
 }

@@ -10,6 +10,7 @@ import { metricsRoute } from '../server/http-metrics.js';
 import { replicationRoutes } from '../server/http-replication.js';
 import { HttpServer } from '../server/http-server.js';
 import { type ListenAddress, parseListen } from '../server/listen.js';
+import { SecondWriters } from '../server/second-writer.js';
 import { ImageServer, type Log } from '../server/server.js';
 import { collectGarbage } from '../store/garbage.js';
 import type { Retention } from '../store/retention.js';
@@ -43,8 +44,17 @@ async function serve(options: Options): Promise<void> {
   const config = options.config === undefined ? OPEN_CONFIG : readConfig(options.config);
   const log: Log = (level, message) => process.stderr.write(`${new Date().toISOString()} ${level} ${message}\n`);
   const store = await Store.open(options.store, { log, access: config.access });
-  const { tls, connectionsMax, connectionsPerClientMax } = config;
-  const server = new ImageServer({ exports: store, listen, log, tls, connectionsMax, connectionsPerClientMax });
+  const { tls, connectionsMax, connectionsPerClientMax, connectionsPerSecond } = config;
+  const exports = config.branchSecondWriter ? new SecondWriters(store) : store;
+  const server = new ImageServer({
+    exports,
+    listen,
+    log,
+    tls,
+    connectionsMax,
+    connectionsPerClientMax,
+    connectionsPerSecond,
+  });
   const control = new ControlServer(store, log);
   const routes = [
     ...apiRoutes(store, config),

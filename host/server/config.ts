@@ -29,6 +29,10 @@ export interface ServerConfig {
   retention: Retention;
   connectionsMax: number;
   connectionsPerClientMax: number;
+  /** New NBD connections from one network address in a second. */
+  connectionsPerSecond: number;
+  /** A second writer goes on in a branch; else it is refused. */
+  branchSecondWriter: boolean;
   /** HTTP requests of one client (by identity, else address) that are answered in a second. */
   requestsPerSecond: number;
 }
@@ -41,6 +45,8 @@ export const OPEN_CONFIG: ServerConfig = {
   retention: parseRetention(DEFAULT_RETENTION),
   connectionsMax: 10_000,
   connectionsPerClientMax: 10_000,
+  connectionsPerSecond: 200,
+  branchSecondWriter: false,
   requestsPerSecond: 1000,
 };
 
@@ -66,7 +72,7 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
   } catch (error) {
     throw new Failure(`${name}: ${(error as Error).message}`);
   }
-  const top = fields(root, name, ['identities', 'anonymous', 'tls', 'limits', 'retention', 'ask']);
+  const top = fields(root, name, ['identities', 'anonymous', 'tls', 'limits', 'retention', 'secondWriter', 'ask']);
   const tokens = new Map<string, string>();
   const identities = new Map<string, { key: Buffer | null; rights: Rights }>();
   for (const [identity, value] of Object.entries((top.identities ?? {}) as object)) {
@@ -82,6 +88,7 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
   const limits = fields(top.limits ?? {}, `${name}: limits`, [
     'connections',
     'connectionsPerClient',
+    'connectionsPerSecond',
     'requestsPerSecond',
   ]);
   if (top.ask !== undefined && typeof top.ask !== 'boolean') throw new Failure(`${name}: ask is not true or false`);
@@ -108,6 +115,8 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
     retention: parseRetention(top.retention === undefined ? DEFAULT_RETENTION : String(top.retention)),
     connectionsMax: count(limits.connections, 10_000, `${name}: limits.connections`),
     connectionsPerClientMax: count(limits.connectionsPerClient, 10_000, `${name}: limits.connectionsPerClient`),
+    connectionsPerSecond: count(limits.connectionsPerSecond, 200, `${name}: limits.connectionsPerSecond`),
+    branchSecondWriter: secondWriterOf(top.secondWriter, name),
     requestsPerSecond: count(limits.requestsPerSecond, 1000, `${name}: limits.requestsPerSecond`),
   };
 }
@@ -145,6 +154,12 @@ function tokensOf(value: unknown, where: string): string[] {
     );
   }
   return value.map((it: string) => it.slice(7));
+}
+
+function secondWriterOf(value: unknown, name: string): boolean {
+  if (value !== undefined && value !== 'refuse' && value !== 'branch')
+    throw new Failure(`${name}: secondWriter is "refuse" or "branch"`);
+  return value === 'branch';
 }
 
 function count(value: unknown, otherwise: number, where: string): number {

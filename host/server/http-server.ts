@@ -21,6 +21,7 @@ import {
 } from './http-route.js';
 import type { ListenAddress } from './listen.js';
 import { printable } from './nbd-negotiation.js';
+import { RateLimit } from './rate.js';
 import type { Log } from './server.js';
 
 const JSON_MAX = 64 * 1024;
@@ -30,8 +31,8 @@ const HEADERS_TIMEOUT_MS = 10_000;
 /** A whole request, body included. */
 const REQUEST_TIMEOUT_MS = 300_000;
 const KEEP_ALIVE_MS = 15_000;
-/** Clients whose requests are counted at once. */
-const BUCKETS_MAX = 10_000;
+/** Tokens that an address may try. */
+const TOKENS_PER_SECOND = 10;
 
 export interface HttpServerOptions {
   store: Store;
@@ -46,11 +47,13 @@ export class HttpServer {
   readonly statistics = { requests: new Map<number, number>(), refused: 0 };
   address: ListenAddress | null = null;
   private readonly server: http.Server | https.Server;
-  private readonly buckets = new Map<string, { tokens: number; atMs: number }>();
+  private readonly rate: RateLimit;
+  private readonly guesses = new RateLimit(TOKENS_PER_SECOND);
   private readonly routes: Route[];
 
   constructor(private readonly options: HttpServerOptions) {
     const { config } = options;
+    this.rate = new RateLimit(config.requestsPerSecond);
     const limits = {
       maxHeaderSize: HEADERS_MAX,
       headersTimeout: HEADERS_TIMEOUT_MS,
@@ -129,7 +132,7 @@ export class HttpServer {
   private clientOf(request: http.IncomingMessage, address: string): Client {
     const header = request.headers.authorization;
     if (header !== undefined) {
-      this.spend(`? ${address}`, 10);
+      this.spend(this.guesses, address);
       const token = /^Bearer ([A-Za-z0-9._~+/=-]{1,512})$/i.exec(header)?.[1];
       const identity = token === undefined ? null : this.options.config.identityOfToken(token);
       if (identity === null) {
@@ -137,7 +140,7 @@ export class HttpServer {
           'WWW-Authenticate': 'Bearer',
         });
       }
-      this.buckets.delete(`? ${address}`);
+      this.guesses.forget(address);
       return { identity, address, tls: true };
     }
     const socket = request.socket as tls.TLSSocket;
@@ -148,23 +151,10 @@ export class HttpServer {
     return { identity: 'anonymous', address, tls: false };
   }
 
-  /** A token bucket for each client: 429 when it is empty. */
-  private spend(key: string, perSecond: number): void {
-    const now = performance.now();
-    let bucket = this.buckets.get(key);
-    if (bucket === undefined) {
-      if (this.buckets.size >= BUCKETS_MAX) {
-        const [oldest] = this.buckets.keys();
-        this.buckets.delete(oldest);
-      }
-      bucket = { tokens: perSecond, atMs: now };
-      this.buckets.set(key, bucket);
-    }
-    bucket.tokens = Math.min(perSecond, bucket.tokens + ((now - bucket.atMs) / 1000) * perSecond);
-    bucket.atMs = now;
-    if (bucket.tokens < 1)
-      throw new HttpError(429, 'too_many_requests', `at most ${perSecond} requests a second`, { 'Retry-After': '1' });
-    bucket.tokens--;
+  private spend(limit: RateLimit, name: string): void {
+    if (limit.take(name)) return;
+    const message = `at most ${limit.perSecond} requests a second`;
+    throw new HttpError(429, 'too_many_requests', message, { 'Retry-After': '1' });
   }
 
   private async dispatch(
@@ -172,8 +162,8 @@ export class HttpServer {
     response: http.ServerResponse,
     client: Client,
   ): Promise<HttpAnswer> {
-    const { config, store, configured } = this.options;
-    this.spend(client.tls ? client.identity : client.address, config.requestsPerSecond);
+    const { store, configured } = this.options;
+    this.spend(this.rate, client.tls ? `identity ${client.identity}` : client.address);
     // A name that leads here from a web page (DNS rebinding) would give that page the rights of this machine.
     if (!configured && !isLocalName(request.headers.host)) {
       throw new HttpError(403, 'forbidden', 'without --config only requests to localhost are answered');

@@ -51,6 +51,8 @@ function memoryOf(size: number): WebAssembly.Memory {
   return memory;
 }
 
+const LINK_UP = 3;
+
 export class SimulatedCard {
   /** Of the card as it was powered on last. */
   frontEnd!: FrontEnd;
@@ -124,6 +126,18 @@ export class SimulatedCard {
     return (
       this.#view.getUint32(STATISTICS_OFFSET + 96, true) + this.#view.getUint32(STATISTICS_OFFSET + 100, true) * 2 ** 32
     );
+  }
+
+  /** The image server's generation that the card has learnt of, with everything before it; 0 when none. */
+  get generation(): number {
+    return (
+      this.#view.getUint32(STATISTICS_OFFSET + 208, true) +
+      this.#view.getUint32(STATISTICS_OFFSET + 212, true) * 2 ** 32
+    );
+  }
+
+  get linkUp(): boolean {
+    return this.#view.getUint32(STATISTICS_OFFSET + 8, true) === LINK_UP;
   }
 
   get lagEpochs(): number {

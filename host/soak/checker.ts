@@ -8,6 +8,8 @@
 //   O3  that prefix never shrinks, and covers every FLUSH CACHE that was answered
 //   O4  the reported lag is never below the truth
 //   O5  no command takes longer than the PC waits, and none fails, unless the world forced it        (pc.ts)
+//   O6  what an administrator has changed is read once the card has learnt of it; what both have changed goes to a branch,
+//       once, and only then
 //   O7  every read is right
 //   O8  after faults stop, lag reaches zero in about bytes / rate                                     (run.ts)
 //
@@ -45,6 +47,8 @@ interface WriteCommand {
   min: number;
   max: number;
   acknowledgedUs: number;
+  /** The PC did not write this: an administrator did, and this generation holds it. */
+  administrator: number;
   /** Which sectors the image server has received, once or more often. */
   received: Uint8Array | null;
   receivedCount: number;
@@ -82,6 +86,15 @@ export class Checker implements StoreWatcher {
   #lenient = false;
   /** The card reports its lag since then; not while it starts. */
   #reportsSinceUs = Number.POSITIVE_INFINITY;
+  /** Changes of administrators, the oldest first, since the card's base: what each sector was before, and whether the card has
+   * learnt of it. */
+  #changes: { generation: number; number: number; before: Map<number, number>; learnt: boolean }[] = [];
+  /** What sectors were before the card learnt of their change: a command that was running then may still show it. */
+  readonly #lately = new Map<number, number>();
+  conflicts = 0;
+  administrations = 0;
+  /** When the connection that stands now began; infinite while there is none. */
+  #connectedUs = Number.POSITIVE_INFINITY;
   readonly #point: AcknowledgementPoint;
   readonly #mark: Uint32Array;
   #markNumber = 0;
@@ -103,6 +116,114 @@ export class Checker implements StoreWatcher {
     const number = this.#writes.length;
     this.#writes.push(newWrite(number, lba, count));
     return number;
+  }
+
+  // What administrators do
+
+  /** An administrator is about to write; returns the number of the command that stands for it. */
+  administrate(): number {
+    const number = this.#writes.length;
+    this.#writes.push({ ...newWrite(number, 0, 0), outcome: Outcome.UNKNOWN, administrator: -1 });
+    return number;
+  }
+
+  administrated(generation: number, number: number, changed: Blocks): void {
+    this.generations += 1;
+    this.administrations += 1;
+    this.#writes[number].administrator = generation;
+    const before = new Map<number, number>();
+    for (const [block, bytes] of changed) {
+      const words = wordsOf(bytes);
+      for (let i = 0; i < BLOCK_SECTORS; i++) {
+        const lba = block * BLOCK_SECTORS + i;
+        if (lba >= this.#sectors || commandOf(words, i * WORDS, lba) !== number) continue;
+        before.set(lba, this.#image[lba]);
+        this.#setImage(lba, number);
+      }
+    }
+    this.#changes.push({ generation, number, before, learnt: false });
+    this.#world.trace('administrator', `generation ${generation}: write #${number}, ${before.size} sectors`);
+  }
+
+  #setImage(lba: number, number: number): void {
+    const shadow = this.#shadow[lba];
+    if (shadow > this.#image[lba]) this.#dirty -= 1;
+    this.#image[lba] = number;
+    if (shadow > number) this.#dirty += 1;
+  }
+
+  /** The link is up, or not. */
+  connected(up: boolean): void {
+    if (!up) this.#connectedUs = Number.POSITIVE_INFINITY;
+    else if (this.#connectedUs === Number.POSITIVE_INFINITY) this.#connectedUs = this.#world.nowUs;
+  }
+
+  /** The card says that its clean blocks are right for this generation. */
+  learnt(generation: number): void {
+    for (const change of this.#changes) {
+      if (change.learnt || change.generation > generation) continue;
+      change.learnt = true;
+      this.#world.trace('checker', `the card has learnt of generation ${change.generation}`);
+      for (const lba of change.before.keys()) this.#learn(lba, change.number, change.generation);
+    }
+  }
+
+  #learn(lba: number, number: number, generation: number): void {
+    if (this.#lenient) return;
+    const shadow = this.#shadow[lba];
+    const write = this.#writes[shadow];
+    const isOpen = shadow > this.#position && write.administrator === 0;
+    if (isOpen && write.outcome === Outcome.DONE && write.acknowledgedUs < this.#connectedUs) {
+      throw new Violation(
+        'O6',
+        `generation ${generation} of an administrator and write #${shadow}, which was not committed, both changed sector ${lba}: no conflict was reported`,
+      );
+    }
+    // Written after the card had looked at it.
+    if (isOpen) return;
+    if (!this.#lately.has(lba)) this.#lately.set(lba, shadow);
+    this.#setShadow(lba, number);
+  }
+
+  /** The PC begins its next command: whatever it shows from now on is what the card knows. */
+  commandBegins(): void {
+    this.#lately.clear();
+  }
+
+  conflict(base: number): void {
+    this.conflicts += 1;
+    if (this.#lenient) {
+      this.#changes = [];
+      return;
+    }
+    const undone = this.#changes.filter((change) => change.generation > base);
+    this.#changes = this.#changes.filter((change) => change.generation <= base);
+    const blocks = new Set<number>();
+    for (const { before } of undone) for (const lba of before.keys()) blocks.add(Math.floor(lba / BLOCK_SECTORS));
+    let real = false;
+    for (let number = this.#position + 1; number < this.#writes.length && !real; number++) {
+      const { lba, count, administrator } = this.#writes[number];
+      if (administrator !== 0) continue;
+      for (let block = Math.floor(lba / BLOCK_SECTORS); block * BLOCK_SECTORS < lba + count; block++)
+        if (blocks.has(block)) real = true;
+    }
+    if (!real) {
+      throw new Violation(
+        'O6',
+        `a conflict since generation ${base} was reported, but no write of the PC that is not committed meets what was changed`,
+      );
+    }
+    for (const { before, learnt } of undone.reverse()) {
+      if (learnt)
+        throw new Violation('O6', `the card was put on a branch from generation ${base}, and knew a later one`);
+      for (const [lba, number] of before) this.#setImage(lba, number);
+    }
+  }
+
+  /** Is this what an administrator has made of the sector, and the card may or may not show it? */
+  #mayShow(lba: number, number: number): boolean {
+    if (this.#lately.get(lba) === number) return true;
+    return this.#changes.some((change) => !change.learnt && change.number === number && change.before.has(lba));
   }
 
   /** The PC was told that the write is done. */
@@ -171,6 +292,10 @@ export class Checker implements StoreWatcher {
       if (!this.#isSome(number, words, at, lba)) this.#failRead(lba, words, at);
       return;
     }
+    if (this.#changes.length > 0 && number !== this.#shadow[lba] && this.#mayShow(lba, number)) {
+      if (!isSector(words, at, number, lba)) this.#failRead(lba, words, at);
+      return;
+    }
     if (this.#maybe.size > 0 && this.#maybe.has(lba)) this.#resolve(lba, number, words, at);
     else if (number !== this.#shadow[lba]) this.#failRead(lba, words, at);
     if (!isSector(words, at, number, lba)) this.#failRead(lba, words, at);
@@ -180,7 +305,7 @@ export class Checker implements StoreWatcher {
   #isSome(number: number, words: Uint32Array, at: number, lba: number): boolean {
     const write = this.#writes[number];
     if (number < 0 || write === undefined || !isSector(words, at, number, lba)) return false;
-    return number === 0 || (lba >= write.lba && lba < write.lba + write.count);
+    return number === 0 || write.administrator !== 0 || (lba >= write.lba && lba < write.lba + write.count);
   }
 
   #failRead(lba: number, words: Uint32Array, at: number): never {
@@ -226,6 +351,10 @@ export class Checker implements StoreWatcher {
     this.#lenient ||= this.storeDamaged();
     this.#reportsSinceUs = Number.POSITIVE_INFINITY;
     this.#shadow.set(this.#image);
+    // What the card has not learnt of, it need not show.
+    for (const { before, learnt } of [...this.#changes].reverse())
+      if (!learnt) for (const [lba, number] of before) this.#shadow[lba] = number;
+    this.#lately.clear();
     this.#maybe.clear();
     this.#dirty = 0;
     this.#newestDone = this.#position;
@@ -233,6 +362,7 @@ export class Checker implements StoreWatcher {
   }
 
   #survive(write: WriteCommand): void {
+    if (write.administrator !== 0) return;
     const isSafe = this.#point !== 'received' || write.number <= this.#safe;
     if (write.outcome === Outcome.DONE && !isSafe) {
       this.writesAtRisk += 1;
@@ -333,7 +463,7 @@ export class Checker implements StoreWatcher {
         if (lba >= this.#sectors) break;
         const number = commandOf(words, i * WORDS, lba);
         if (number < 0 || number >= this.#writes.length) this.#failGeneration(generation, lba, words, i * WORDS);
-        if (number > newest) newest = number;
+        if (number > newest && this.#writes[number].administrator === 0) newest = number;
       }
     }
     return newest;
@@ -354,6 +484,7 @@ export class Checker implements StoreWatcher {
     let held = this.#writes[newest].count;
     for (let number = newest; number > this.#position; number--) {
       const write = this.#writes[number];
+      if (write.administrator !== 0) continue;
       const holds = this.#settleWrite(generation, newest, write, changed);
       if (number === newest) held = Math.min(holds, write.count);
     }
@@ -471,6 +602,7 @@ export class Checker implements StoreWatcher {
     for (let lba = 0; lba < this.#sectors && !this.#lenient; lba++) {
       const image = this.#image[lba];
       if (image === this.#shadow[lba] || this.#maybe.get(lba)?.includes(image)) continue;
+      if (this.#changes.some((change) => !change.learnt && change.before.has(lba))) continue;
       throw new Violation(
         'O2',
         `the card reports no lag, but sector ${lba} of the image holds write #${image} and the PC's is #${this.#shadow[lba]}`,
@@ -505,6 +637,7 @@ export class Checker implements StoreWatcher {
   writtenRanges(limit: number): { lba: number; count: number }[] {
     return this.#writes
       .slice(1)
+      .filter(({ count }) => count > 0)
       .reverse()
       .slice(0, limit)
       .map(({ lba, count }) => ({ lba, count }));
@@ -520,6 +653,7 @@ function newWrite(number: number, lba: number, count: number): WriteCommand {
     min: 0,
     max: count,
     acknowledgedUs: 0,
+    administrator: 0,
     received: null,
     receivedCount: 0,
   };

@@ -25,6 +25,11 @@ export interface CardFaults {
   readonly storeSuspect: boolean;
 }
 
+export interface Administrators {
+  /** Changes a part of the image. */
+  change(): void;
+}
+
 export class Faults implements Weather {
   readonly counts = new Map<FaultKind, number>();
   readonly #world: World;
@@ -32,6 +37,7 @@ export class Faults implements Weather {
   readonly #server: SimulatedServer;
   readonly #store: ImageBackend;
   readonly #card: CardFaults;
+  readonly #administrators: Administrators;
   #waiting: Fault[];
   readonly #starts = new Set<Timer>();
   /** Faults that are there now, with the timer that ends them. */
@@ -45,6 +51,7 @@ export class Faults implements Weather {
     server: SimulatedServer,
     store: ImageBackend,
     card: CardFaults,
+    administrators: Administrators,
     faults: readonly Fault[],
   ) {
     this.#world = world;
@@ -52,6 +59,7 @@ export class Faults implements Weather {
     this.#server = server;
     this.#store = store;
     this.#card = card;
+    this.#administrators = administrators;
     this.#waiting = [...faults].sort((a, b) => a.atOperation - b.atOperation || a.number - b.number);
     this.#rate = network.settings.bytesPerSecond;
   }
@@ -117,6 +125,9 @@ export class Faults implements Weather {
         break;
       case 'clock-jump':
         this.#card.clockJump(this.#world.random.below(2 * 3_600_000));
+        break;
+      case 'administrator':
+        this.#administrators.change();
         break;
       case 'unreadable': {
         const from = this.#world.random.below(this.#store.size);

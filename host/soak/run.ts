@@ -4,16 +4,18 @@
 import { SimulatedBlockDevice } from './block-device.js';
 import { SimulatedCard } from './card.js';
 import { Checker } from './checker.js';
-import { SECTOR_SIZE, setBase } from './content.js';
+import { fillSector, SECTOR_SIZE, setBase, WORDS } from './content.js';
 import { type CardFaults, Faults } from './faults.js';
 import { guarded, type Replacements } from './guard.js';
-import { type ImageBackend, MemoryStore } from './memory-store.js';
+import { BLOCK, type Blocks, type ImageBackend, MemoryStore } from './memory-store.js';
 import { MerkleStore } from './merkle-store.js';
 import { type NetworkSettings, SimulatedNetwork } from './network.js';
 import { SimulatedPc } from './pc.js';
 import type { Operation, Scenario } from './scenario.js';
 import { SimulatedServer } from './server.js';
 import { MS, SECOND, type Timer, Violation, World } from './world.js';
+
+const BLOCK_SECTORS = BLOCK / SECTOR_SIZE;
 
 /** What draining may take besides moving the bytes: the card's back-off (15 s), a silence that it must notice (10 s), the
  * server's patience with a writer that is gone (25 s), commits. */
@@ -125,14 +127,18 @@ class Simulation {
       },
     };
     this.#checker.storeDamaged = () => this.#device.hasDamaged;
-    this.#faults = new Faults(world, this.#network, this.#server, this.#store, power, scenario.faults);
+    const administrators = { change: () => this.#administrate() };
+    this.#faults = new Faults(world, this.#network, this.#server, this.#store, power, administrators, scenario.faults);
     this.#faults.lagBytes = () => this.#card.lagBytes;
     this.#pc = new SimulatedPc(world, this.#faults, this.#checker, scenario);
     this.#pc.onOperation = (number) => {
       this.#lastOperation = number;
+      this.#checker.commandBegins();
       this.#faults.operation(number);
     };
     this.#card.onStep = () => {
+      this.#checker.connected(this.#card.linkUp);
+      this.#checker.learnt(this.#card.generation);
       this.#checker.lag(this.#card.lagBytes, this.#card.lagEpochs, this.#card.lagMs);
       if (this.#card.storeState === STORE_REFUSED) this.#refused();
     };
@@ -190,6 +196,27 @@ class Simulation {
       clearTimeout: (timer: Timer | null) => world.cancel(timer),
       randomBytes: (count: number) => Buffer.from(Array.from({ length: count }, () => world.random.below(256))),
     };
+  }
+
+  /** Somebody else writes blocks of the image: some that the PC has written, some anywhere. */
+  #administrate(): void {
+    const { random } = this.#world;
+    const store = this.#store;
+    if (!(store instanceof MerkleStore)) return;
+    const sectors = Math.floor(this.#scenario.imageBytes / SECTOR_SIZE);
+    const blocks = Math.floor(sectors / BLOCK_SECTORS);
+    const recent = this.#checker.writtenRanges(20);
+    const chosen: Blocks = new Map();
+    const number = this.#checker.administrate();
+    for (let count = random.between(1, 20); count > 0; count--) {
+      const near = recent.length > 0 && random.chance(0.5) ? random.pick(recent) : null;
+      const lba = near === null ? random.below(sectors) : near.lba + random.below(near.count);
+      const block = Math.min(Math.floor(lba / BLOCK_SECTORS), blocks - 1);
+      const words = new Uint32Array(BLOCK_SECTORS * WORDS);
+      for (let i = 0; i < BLOCK_SECTORS; i++) fillSector(words, i * WORDS, number, block * BLOCK_SECTORS + i);
+      chosen.set(block, Buffer.from(words.buffer));
+    }
+    store.administrate(chosen, number).catch((error: unknown) => this.#world.fail(error));
   }
 
   // Power

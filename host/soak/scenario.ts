@@ -74,7 +74,9 @@ export type FaultKind =
   | 'unreadable'
   | 'power-cut'
   /** The card's clock jumps ahead by up to two hours. */
-  | 'clock-jump';
+  | 'clock-jump'
+  /** Somebody else changes the image. */
+  | 'administrator';
 
 export interface Fault {
   kind: FaultKind;
@@ -176,6 +178,7 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
   };
   drawOperations(random, scenario, length);
   drawFaults(random, scenario);
+  drawAdministrators(new Random(seed ^ 0xad317), scenario);
   return scenario;
 }
 
@@ -346,6 +349,25 @@ function drawFaults(random: Random, scenario: Scenario): void {
       atOperation: random.below(operations),
       delayUs: random.below(random.pick([100, 5 * MS, 500 * MS, 3 * SECOND])),
       durationUs: random.below(random.pick([10 * MS, 1 * SECOND, 15 * SECOND, 60 * SECOND])),
+    });
+  }
+}
+
+/** Somebody else changes the image while the PC works; a chance of its own, so that the rest of a scenario does not depend on it. */
+function drawAdministrators(random: Random, scenario: Scenario): void {
+  if (scenario.storeKind !== 'merkle' || random.chance(0.5)) return;
+  scenario.settings.deflate = random.chance(0.7);
+  scenario.settings.ask = random.chance(0.7);
+  const operations = scenario.operations.length;
+  const first = scenario.faults.length;
+  const count = random.between(1, Math.max(1, Math.round(operations / random.pick([15, 40, 100]))));
+  for (let number = first; number < first + count; number++) {
+    scenario.faults.push({
+      kind: 'administrator',
+      number,
+      atOperation: random.below(operations),
+      delayUs: random.below(random.pick([100, 5 * MS, 500 * MS, 3 * SECOND])),
+      durationUs: 3 * SECOND,
     });
   }
 }

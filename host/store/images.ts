@@ -129,6 +129,14 @@ export class Images {
     );
   }
 
+  /** A branch that begins as a generation that somebody has open, whether it is kept or not. */
+  async branchOf(line: Line, root: Buffer, size: number, generation: number, name: string, who: string): Promise<void> {
+    const kept = this.store.generationRecord(line.record.id, generation);
+    const why = `branch of ${line.name}@${generation}`;
+    const id = kept === null ? generationId(line.headId, name, generation) : idOf(kept);
+    await this.putLine(name, size, root, why, who, { id: line.record.id, generation }, generation, { id, cards: {} });
+  }
+
   /** Makes an old generation's content the next generation. */
   async rollback(name: string, at: number | string, who = 'administrator'): Promise<number> {
     const line = this.store.line(name);
