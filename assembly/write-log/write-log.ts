@@ -483,6 +483,11 @@ function commit(): bool {
   if (!changesLearnt()) return false;
   const complete = senderSequence() == epochEnd && senderConfirmed() == epochEnd && !senderHalted();
   if (flushState == FlushState.WAITING && complete) {
+    // The server remembers the number of the last record, and one without data was not waited for to be sent.
+    if (logStored() < epochEnd - 1 && MUTANT != Mutant.SEND_UNSTORED) {
+      logWantStored(epochEnd - 1);
+      return false;
+    }
     if (MUTANT == Mutant.NEVER_COMMIT) {
       release();
       return true;
