@@ -104,6 +104,7 @@ let sector: u32 = 0;
 
 let resetting: bool = false;
 let halted: bool = false;
+let haltedRow: u32 = 0;
 
 export function initSender(arena: usize): void {
   jobs = arena;
@@ -127,9 +128,19 @@ export function senderIdle(): bool {
   return jobCount == 0;
 }
 
-/** True when the store has lost what would have to be sent. */
+/** True when the store has lost what would have to be sent: the epoch must not be committed. */
 export function senderHalted(): bool {
   return halted;
+}
+
+/** The row that is lost, while the sender is halted. */
+export function senderHaltedRow(): u32 {
+  return haltedRow;
+}
+
+/** Tries again; senderReset() says from where. */
+export function senderResume(): void {
+  halted = false;
 }
 
 /** Sends from record `from` on, whose header is at `fromRow`, once nothing is on its way any more. */
@@ -222,6 +233,7 @@ function badRead(job: Job, which: u32, address: usize): void {
 function halt(which: u32): void {
   if (halted) return;
   halted = true;
+  haltedRow = which;
   logText('uncommitted data lost by the local store, nothing more is sent');
   logValue('lba', <u64>rowKey(which) * SECTORS_PER_BLOCK);
   logValue('record', sequence);
