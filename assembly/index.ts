@@ -11,13 +11,7 @@ import { initNbd, nbdStep, nbdTimeoutMs } from './nbd/client';
 import { readSettings, SettingsError } from './settings';
 import { initStatistics } from './statistics';
 import { initVolume, volumeStep, volumeTimeoutMs } from './volume/volume';
-import {
-  initWriteLog,
-  setAcknowledgementPoint,
-  WRITE_LOG_SIZE,
-  writeLogStep,
-  writeLogTimeoutMs,
-} from './write-log/write-log';
+import { initWriteLog, WRITE_LOG_SIZE, writeLogStep, writeLogTimeoutMs } from './write-log/write-log';
 
 export enum InitError {
   OK = 0,
@@ -72,9 +66,4 @@ export function step(): u32 {
   const above = min(ataTimeoutMs(), volumeTimeoutMs());
   const below = min(writeLogTimeoutMs(), fillTimeoutMs());
   return min(min(above, below), nbdTimeoutMs());
-}
-
-/** Switches the acknowledgement point while the card runs; 0, or 1 when there is no such point. */
-export function set_acknowledgement_point(point: u32): u32 {
-  return setAcknowledgementPoint(point) ? 0 : 1;
 }

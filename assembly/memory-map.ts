@@ -6,6 +6,7 @@
 //   0x001000  front end's register block            front-end/block.ts
 //   0x002000  settings record                       settings.ts
 //   0x003000  statistics record                     statistics.ts
+//   0x003400  control record                        write-log/write-log.ts
 //   0x004000  NBD requests and protocol staging      nbd/
 //   0x008000  log line staging                      log.ts
 //   0x009000  IDENTIFY DEVICE data                  ata/identify.ts
@@ -27,6 +28,9 @@ export const SETTINGS_SIZE: u32 = 0x400;
 
 export const STATISTICS: usize = 0x3000;
 export const STATISTICS_SIZE: u32 = 0x400;
+
+/** Written by the card's runtime or who runs it, read by the firmware (SPEC.md "Control"). */
+export const CONTROL: usize = 0x3400;
 
 export const NBD: usize = 0x4000;
 export const NBD_SIZE: u32 = 0x4000;

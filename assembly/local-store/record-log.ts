@@ -8,7 +8,7 @@
 // Invariants: records are numbered and placed in one order; `stored` only grows and never passes a record that is not
 // written; a summary is written only when every record of its segment is stored, and before the next segment is summed up.
 //
-//   arena:  Staged[STAGED_MAX] | u64 first record[segments] | u64 number[segments] | pad to 4096 | ring
+//   arena:  Staged[STAGED_MAX] | u64 first record[segments] | u64 number[segments] | u32 power-on[segments] | pad to 4096 | ring
 
 import { BLOCK_SIZE } from '../config';
 import { clock_ms, crc32c } from '../imports';
@@ -89,6 +89,7 @@ let nextSequence: u64 = 1;
 let summedSegment: u64 = 0;
 let firstRecords: usize = 0;
 let numbers: usize = 0;
+let powerOnsOf: usize = 0;
 
 // What headers say.
 let committed: u64 = 0;
@@ -131,7 +132,7 @@ let failed: bool = false;
 
 /** What initRecordLog() needs beside the ring. */
 export function recordLogOverhead(count: u32): u32 {
-  return (STAGED_MAX * STAGED_SIZE + count * 16 + BLOCK_SIZE - 1) & ~(BLOCK_SIZE - 1);
+  return (STAGED_MAX * STAGED_SIZE + count * 20 + BLOCK_SIZE - 1) & ~(BLOCK_SIZE - 1);
 }
 
 /** Takes `size` bytes at `arena`, recordLogOverhead() of it for tables, for a log of up to `segmentsMax` segments. */
@@ -139,6 +140,7 @@ export function initRecordLog(arena: usize, size: u32, segmentsMax: u32): void {
   staged = arena;
   firstRecords = staged + STAGED_MAX * STAGED_SIZE;
   numbers = firstRecords + segmentsMax * 8;
+  powerOnsOf = numbers + segmentsMax * 8;
   ring = arena + recordLogOverhead(segmentsMax);
   ringSize = size - recordLogOverhead(segmentsMax);
   stagedFirst = stagedCount = stagedIssued = 0;
@@ -247,6 +249,15 @@ export function firstRecord(segment: u64): u64 {
   return load<u64>(firstRecords + ((<usize>segmentPlace(segment)) << 3));
 }
 
+/** The power-on of the last record of a segment: its summary may be written after a later one. */
+export function setSegmentPowerOns(segment: u64, powerOn: u32): void {
+  store<u32>(powerOnsOf + ((<usize>segmentPlace(segment)) << 2), powerOn);
+}
+
+export function segmentPowerOns(segment: u64): u32 {
+  return load<u32>(powerOnsOf + ((<usize>segmentPlace(segment)) << 2));
+}
+
 /** Recovery's notes: the number of the segment that was found in a place, 0 for none. */
 export function setFoundSegment(place: u32, segment: u64): void {
   store<u64>(numbers + ((<usize>place) << 3), segment);
@@ -334,7 +345,8 @@ export function logDropTail(): void {
  * now, on the store or in the ring, or another one is being built. */
 export function recordBegin(blocks: u32, reserve: u32): bool {
   assert(blocks <= RECORD_ENTRIES_MAX);
-  if (building || failed) return false;
+  // Not even into the open segment: its rest is for whoever has opened it.
+  if (building || failed || logFreeSegments() < reserve) return false;
   if (stagedCount == STAGED_MAX) evict();
   const address = stagedCount < STAGED_MAX ? reserveRing((1 + blocks) * BLOCK_SIZE) : 0;
   if (address == 0) {
@@ -435,6 +447,7 @@ export function recordFinish(kind: RecordKind, flags: u8, sectors: u32): u64 {
   enterRows(buildAddress, row, clock_ms());
   if (kind != RecordKind.FORGET) for (let i: u32 = 0; i < buildBlocks; i++) tablePut(row + 1 + i);
   enqueue(sequence, row);
+  setSegmentPowerOns(headSegment, powerOns);
   headBlocks += 1 + buildBlocks;
   nextSequence += 1;
   return sequence;
@@ -649,7 +662,7 @@ function issueSummary(): bool {
 function makeSummary(segment: u64): void {
   memory.fill(STORE_SUMMARY, 0, BLOCK_SIZE);
   const summary = changetype<Summary>(STORE_SUMMARY);
-  summary.powerOns = powerOns;
+  summary.powerOns = segmentPowerOns(segment);
   summary.storeId = storeId;
   summary.segment = segment;
   summary.firstRecord = firstRecord(segment);

@@ -76,8 +76,10 @@ import {
   recordLogScratch,
   resumeRecordLog,
   segmentPlace,
+  segmentPowerOns,
   setFirstRecord,
   setFoundSegment,
+  setSegmentPowerOns,
 } from './record-log';
 import {
   initReplay,
@@ -355,6 +357,7 @@ function takeSummary(place: u32, address: usize): void {
   if (!counts) return;
   loadSegmentRows(place, address + SUMMARY_ROWS);
   setFirstRecord(summary.segment, summary.firstRecord);
+  setSegmentPowerOns(summary.segment, summary.powerOns);
   if (summary.segment <= lastSegment) return;
   lastSegment = summary.segment;
   initReplay(summary.firstRecord + summary.records, summary.powerOns, summary.committed, summary.needed, summary.lagMs);
@@ -488,7 +491,8 @@ function replayDamaged(segment: u64): void {
   provenTried = true;
   setReplayProven(replayClaimed);
   lastSegment = head - 1;
-  initReplay(firstRecord(head), 0, replayCommitted, replayNeeded, replayLagMs);
+  const powerOn = head > tail ? segmentPowerOns(head - 1) : 0;
+  initReplay(firstRecord(head), powerOn, replayCommitted, replayNeeded, replayLagMs);
 }
 
 // The table

@@ -22,7 +22,7 @@ import {
   SEGMENT_BLOCKS,
   SEGMENT_RECORD_BLOCKS,
 } from './format';
-import { enterRows, segmentPlace, setFirstRecord } from './record-log';
+import { enterRows, segmentPlace, setFirstRecord, setSegmentPowerOns } from './record-log';
 
 /** Every record up to this one is known, from a later segment, to have been stored. */
 let proven: u64 = 0;
@@ -148,6 +148,7 @@ function accept(address: usize, row: u32, rotten: u32): void {
   if (rotten > 0) loseRotten(address, row);
   replayNext = header.sequence + 1;
   replayPowerOns = header.powerOns;
+  setSegmentPowerOns(header.segment, replayPowerOns);
   replayCommitted = max(replayCommitted, header.committed);
   replayNeeded = max(replayNeeded, header.needed);
   replayLagMs = header.lagMs;

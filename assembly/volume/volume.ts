@@ -78,6 +78,7 @@ import {
   writeLogEndCommand,
   writeLogFlush,
   writeLogFlushed,
+  writeLogFull,
 } from '../write-log/write-log';
 
 export enum VolumeState {
@@ -117,6 +118,8 @@ let requestCount: u32 = 0;
 let requestMemory: usize = 0;
 let requestMore: bool = false;
 let requestStartedMs: u32 = 0;
+/** How long the PC's command has waited for room in the log, in earlier pieces: the PC counts from its beginning. */
+let stalledMs: u32 = 0;
 /** First block that is not copied yet. */
 let cursor: u32 = 0;
 /** The cursor block could not be read as part of a run and is being fetched alone. */
@@ -176,6 +179,7 @@ export function initVolume(): void {
   for (let i: u32 = 0; i < LOADS_MAX; i++) loadOperation[i] = -1;
   connectionChecked = 0;
   writeThrough = false;
+  requestMore = requestStalls = false;
 }
 
 /** Capacity in sectors; 0 until the local store remembers it or the image server has told it. It never changes afterwards
@@ -203,6 +207,7 @@ export function volumeIdle(): void {
 /** Drops the current request, whatever its state: its memory is not touched any more. A write that the log has taken stays. */
 export function volumeCancel(): void {
   writeLogEndCommand();
+  requestMore = requestStalls = false;
   state = VolumeState.IDLE;
   operation = Operation.NONE;
 }
@@ -220,6 +225,7 @@ export function volumeRead(lba: u64, count: u32, target: usize): void {
 /** Writes `count` sectors at `lba` from `source`. `more`: the PC's command goes on with the next call. */
 export function volumeWrite(lba: u64, count: u32, source: usize, more: bool): void {
   begin(Operation.WRITE_WAITING, lba, count, source);
+  if (!requestMore) stalledMs = 0;
   requestMore = more;
   write();
 }
@@ -245,6 +251,7 @@ export function volumeTimeoutMs(): u32 {
   const isRead = operation == Operation.READ;
   let waited = clock_ms() - requestStartedMs;
   if (isRead && nbdUp()) waited = min(waited, nbdSilentMs());
+  if (operation == Operation.WRITE_WAITING || operation == Operation.WRITE) waited += stalledMs;
   const limit = isRead ? settings.offlineReadTimeoutMs : writeStallMs();
   return waited >= limit ? 0 : limit - waited;
 }
@@ -603,7 +610,12 @@ function failRead(): void {
 
 /** Offers the write to the log; once taken, the cache follows. */
 function write(): bool {
-  if (!writeLogAppend(requestLba, requestCount, requestMemory, requestMore)) return false;
+  if (!writeLogAppend(requestLba, requestCount, requestMemory, requestMore)) {
+    requestStalls = requestStalls || writeLogFull();
+    return false;
+  }
+  if (requestStalls) stalledMs += clock_ms() - requestStartedMs;
+  requestStalls = false;
   operation = Operation.WRITE;
   for (let i: u32 = 0; i < appendedBlocks(); i++) updateCache(i);
   statistics.sectorsWritten += requestCount;
@@ -645,6 +657,9 @@ function updateCache(i: u32): void {
   cacheTouch(slot);
 }
 
+/** The write that waits has found the log full. */
+let requestStalls: bool = false;
+
 /** The PC cannot wait any longer: for the server, or for room in the log. */
 function timeOut(): bool {
   if (operation == Operation.READ) logText('read given up, the image server is out of reach');
@@ -657,6 +672,7 @@ function timeOut(): bool {
   if (operation == Operation.READ) failRead();
   else if (MUTANT == Mutant.FLUSH_TIME_OUT_SUCCEEDS && operation == Operation.FLUSH) finish(VolumeState.DONE);
   else finish(VolumeState.FAULT);
+  requestMore = requestStalls = false;
   writeLogEndCommand();
   return true;
 }

@@ -12,11 +12,13 @@
 //   - An epoch ends between two commands.
 
 import { changesCommitted, changesLearnt, changesOwn, changesReleased, changesWait } from '../changes/changes';
-import { SECTOR_SIZE } from '../config';
+import { SECTOR_SIZE, SECTORS_PER_BLOCK } from '../config';
 import { clock_ms } from '../imports';
 import {
+  NO_ROW,
   ROW_HEADER,
   ROW_LIVE,
+  ROW_LOST,
   ROW_VOID,
   rowChecksum,
   rowDirty,
@@ -24,6 +26,7 @@ import {
   rowKey,
   rowUnused,
   rowValid,
+  tableFind,
   tableRows,
 } from '../local-store/block-table';
 import {
@@ -35,13 +38,14 @@ import {
   SEGMENT_RECORD_BLOCKS,
 } from '../local-store/format';
 import { localStoreReady, storeSetCommitted } from '../local-store/local-store';
-import { mergeActive, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
+import { mergeActive, mergePossible, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
 import {
   firstRecord,
   logCommitted,
   logCommitUnsaid,
   logFailed,
   logFreeSegments,
+  logHeadRoom,
   logHeadRow,
   logNeeded,
   logNextSequence,
@@ -57,6 +61,7 @@ import {
   segmentPlace,
 } from '../local-store/record-log';
 import { recoveredDirtyBlocks, recoveredDirtyRecords, recoveredDirtySectors } from '../local-store/recovery';
+import { CONTROL } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
 import {
   NbdError,
@@ -78,8 +83,11 @@ import {
   initSender,
   SENDER_SIZE,
   senderConfirmed,
+  senderHalted,
+  senderHaltedRow,
   senderIdle,
   senderReset,
+  senderResume,
   senderSequence,
   senderSetEpochEnd,
   senderStep,
@@ -93,6 +101,9 @@ const MERGE_GAIN_MIN: u32 = 10;
 const MERGE_PATIENCE_MS: u32 = 5000;
 /** What is committed is said by a MARK record when nothing else has said it for so long. */
 const MARK_DELAY_MS: u32 = 500;
+
+/** No epoch of a backlog is larger: at 1.5 Mbit/s this takes 6 minutes. */
+const CATCH_UP_MAX: u64 = 64 << 20;
 
 enum FlushState {
   NONE = 0,
@@ -118,6 +129,9 @@ let epochFloor: u64 = 0;
 let mergeFloor: u64 = 0;
 let flushRequest: i32 = -1;
 let closeWanted: bool = false;
+/** Size of the epochs of a backlog: doubled by every commit, so that the time of a commit and what is overwritten within an
+ * epoch cost little; halved by every loss of the connection, which sends the epoch again from its start. */
+let catchUpBytes: u64 = 0;
 let connection: u32 = 0;
 
 // The PC's command.
@@ -140,7 +154,9 @@ export function initWriteLog(arena: usize): void {
   flushRequest = -1;
   closeWanted = commandOpen = full = endWanted = merging = holdSending = false;
   epochFloor = mergeFloor = 0;
+  catchUpBytes = settings.epochSizeBytes;
   connection = nbdConnection();
+  controlled = load<u32>(CONTROL);
   setAcknowledgementPoint(settings.acknowledgementPoint);
 }
 
@@ -170,6 +186,17 @@ export function setAcknowledgementPoint(which: u32): bool {
   point = which;
   statistics.acknowledgementPoint = which;
   return true;
+}
+
+/** The control record's word as it was seen last. */
+let controlled: u32 = 0;
+
+/** Whoever runs the card has switched the point: 1 + which, 0 for the one of the settings. */
+function takeControl(): bool {
+  const wanted = load<u32>(CONTROL);
+  if (wanted == controlled) return false;
+  controlled = wanted;
+  return setAcknowledgementPoint(wanted == 0 ? settings.acknowledgementPoint : wanted - 1);
 }
 
 /** The point in force: as long as little of the log is dirty the card may wait for the server, if it is there. */
@@ -225,7 +252,7 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   if (statistics.lagBytes == 0) statistics.lagSinceMs = clock_ms();
   logSetLagMs(lagMs());
   if (!append(lba, count, source, !commandOpen, !more)) {
-    noteFull();
+    noteFull(lba, count);
     return false;
   }
   full = false;
@@ -238,8 +265,12 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   return true;
 }
 
-function noteFull(): void {
-  if (logFreeSegments() > SEGMENTS_RESERVED) {
+/** The write cannot be taken now. Is that for want of room in the log, or only until the store has written something? */
+function noteFull(lba: u32, count: u32): void {
+  const blocks = <u32>((<u64>lba + count - 1) / SECTORS_PER_BLOCK) - lba / SECTORS_PER_BLOCK + 1;
+  const reserve = SEGMENTS_RESERVED - (commandOpen ? 1 : 0);
+  const free = logFreeSegments();
+  if (free > reserve || (free == reserve && logHeadRoom() >= blocks)) {
     full = false;
     return;
   }
@@ -262,7 +293,7 @@ let endWanted: bool = false;
 
 /** Ends a command that was cut off by the PC: it stays as far as it came. */
 function endCommand(): bool {
-  if (!endWanted || !recordBegin(0, 0)) return false;
+  if (!endWanted || !recordBegin(0, SEGMENTS_RESERVED - 2)) return false;
   recordFinish(RecordKind.WRITE, RECORD_ENDS, 0);
   dirtyRecords += 1;
   endWanted = commandOpen = false;
@@ -273,6 +304,11 @@ function endCommand(): bool {
 export function writeLogFlush(): void {
   closeWanted = true;
   logWantStored(logNextSequence() - 1);
+}
+
+/** True while a write waits for room in the log. */
+export function writeLogFull(): bool {
+  return full;
 }
 
 /** True when a write may begin now or when room for it is made: false when the store does not take writes any more. */
@@ -311,11 +347,13 @@ export function writeLogStep(): bool {
   }
   // First of all: what was the oldest record may not be there any more.
   let progressed = afterMerge();
+  progressed = takeControl() || progressed;
   progressed = appendStep() || progressed;
   progressed = endCommand() || progressed;
   progressed = restartAfterReconnect() || progressed;
   placeRecords(logCommitted(), logNextSequence() - 1, dirtyRecords > 0);
   if (changesWait()) progressed = releaseCommitted() || progressed;
+  progressed = resumeAfterLoss() || progressed;
   progressed = mergeWhenFull() || progressed;
   progressed = closeWhenDue() || progressed;
   if (!mergeActive()) progressed = senderStep(sendEnd()) || progressed;
@@ -344,8 +382,31 @@ function restartAfterReconnect(): bool {
 function restart(): void {
   if (flushRequest >= 0) nbdRelease(flushRequest);
   flushRequest = -1;
-  if (flushState == FlushState.SENT) flushState = FlushState.WAITING;
+  if (flushState != FlushState.NONE) catchUpBytes = max(catchUpBytes / 2, <u64>settings.epochSizeBytes);
+  reopenEpoch();
   if (MUTANT != Mutant.RESEND_NOTHING) senderReset(headSequence, headRow);
+}
+
+/** The closed epoch may end elsewhere, but not earlier if the server may have committed it. */
+function reopenEpoch(): void {
+  if (flushState == FlushState.SENT) epochFloor = max(epochFloor, epochEnd);
+  if (flushState != FlushState.NONE) closeWanted = true;
+  flushState = FlushState.NONE;
+}
+
+/** The store has lost something that must be sent. Once the PC has written all of it again, an epoch that holds both copies
+ * makes the loss good: the server never sees the first. */
+function resumeAfterLoss(): bool {
+  if (!senderHalted() || flushState == FlushState.SENT || mergeActive()) return false;
+  const row = senderHaltedRow();
+  if (rowIs(row, ROW_LIVE) && rowIs(row, ROW_LOST)) return false;
+  const newest = rowUnused(row) ? NO_ROW : tableFind(rowKey(row));
+  if (newest != NO_ROW && rowIs(newest, ROW_LOST)) return false;
+  epochFloor = mergeFloor = logNextSequence();
+  reopenEpoch();
+  senderResume();
+  senderReset(headSequence, headRow);
+  return true;
 }
 
 /** Closes the epoch here, between two commands. */
@@ -381,7 +442,8 @@ function setEpochEnd(sequence: u64, row: u32): void {
   flushState = FlushState.WAITING;
 }
 
-/** After a time without a server there is more than one epoch's worth: close after a command that makes the epoch full. */
+/** After a time without a server there is more than one epoch's worth: close after a command that makes the epoch full.
+ * What is overwritten later in the epoch is not sent, so it does not count. */
 function closeAtSize(): void {
   let sequence = headSequence;
   let row = headRow;
@@ -389,16 +451,18 @@ function closeAtSize(): void {
   let open = false;
   while (sequence < logNextSequence()) {
     row = settled(row);
-    if (rowValid(row) == RecordKind.WRITE && !rowIs(row, ROW_VOID)) {
-      const flags = rowDirty(row);
+    if (needsServer(row)) {
+      const flags = rowValid(row) == RecordKind.WRITE ? rowDirty(row) : 0;
       if ((flags & RECORD_BEGINS) != 0) open = true;
       if ((flags & RECORD_ENDS) != 0) open = false;
-      sectors += rowKey(row);
+      sectors += liveSectors(row);
     }
     row = rowAfter(row);
     sequence += 1;
-    const isFull = sectors * SECTOR_SIZE >= <u64>settings.epochSizeBytes;
-    if (isFull && !open && sequence >= epochFloor && sequence < logNextSequence()) {
+    const isFull = sectors * SECTOR_SIZE >= catchUpBytes;
+    // Not before what has been sent already, where an open epoch is.
+    const mayEnd = !open && sequence >= epochFloor && sequence > senderSequence();
+    if (isFull && mayEnd && sequence < logNextSequence()) {
       setEpochEnd(sequence, settled(row));
       return;
     }
@@ -406,9 +470,24 @@ function closeAtSize(): void {
   closeAtHead();
 }
 
+/** Dirty sectors of the record that nothing in the log outdates. */
+function liveSectors(header: u32): u32 {
+  let sectors: u32 = 0;
+  for (let row = header + 1; isData(row); row++) {
+    if (rowIs(row, ROW_LIVE)) sectors += popcnt(<u32>rowDirty(row));
+  }
+  return sectors;
+}
+
 function commit(): bool {
   if (!changesLearnt()) return false;
-  if (flushState == FlushState.WAITING && senderSequence() == epochEnd && senderConfirmed() == epochEnd) {
+  const complete = senderSequence() == epochEnd && senderConfirmed() == epochEnd && !senderHalted();
+  if (flushState == FlushState.WAITING && complete) {
+    // The server remembers the number of the last record, and one without data was not waited for to be sent.
+    if (logStored() < epochEnd - 1 && MUTANT != Mutant.SEND_UNSTORED) {
+      logWantStored(epochEnd - 1);
+      return false;
+    }
     if (MUTANT == Mutant.NEVER_COMMIT) {
       release();
       return true;
@@ -458,6 +537,7 @@ function release(): void {
   }
   statistics.lagBytes -= min(sectors * SECTOR_SIZE, statistics.lagBytes);
   statistics.epochsCommitted += 1;
+  catchUpBytes = min(catchUpBytes * 2, max(CATCH_UP_MAX, <u64>settings.epochSizeBytes));
   flushState = FlushState.NONE;
   logSetCommitted(epochEnd - 1);
   committedMs = clock_ms();
@@ -537,11 +617,16 @@ function sayCommitted(): bool {
 /** Merges uncommitted blocks, newest copies only, when nothing else makes room. */
 function mergeWhenFull(): bool {
   if (!full) holdSending = false;
-  if (mergeActive() || !full || commandOpen || flushState == FlushState.SENT) return false;
+  if (mergeActive() || !full || flushState == FlushState.SENT) return false;
   if (logFreeSegments() > SEGMENTS_RESERVED || tailIsCommitted()) return false;
   const waited = clock_ms() - max(fullSinceMs, committedMs);
   if (nbdUp() && waited < MERGE_PATIENCE_MS) return false;
-  if (!mergeWorthwhile()) return false;
+  if (!mergeWorthwhile() || !mergePossible()) return false;
+  // What the command has outdated would be gone if the command were voided: a very long one is two from here on.
+  if (commandOpen) {
+    endWanted = true;
+    return endCommand();
+  }
   // Nothing may be on its way out of the segment that goes.
   if (!senderIdle()) {
     if (!holdSending) senderReset(headSequence, headRow);
@@ -550,7 +635,7 @@ function mergeWhenFull(): bool {
   }
   // One epoch from now on, to its end: what is moved belongs to both ends of it.
   if (flushState == FlushState.WAITING) epochFloor = mergeFloor = max(epochFloor, epochEnd);
-  flushState = FlushState.NONE;
+  reopenEpoch();
   closeWanted = true;
   holdSending = false;
   mergeStart();

@@ -14,6 +14,7 @@ import { DEFAULT_RETENTION } from '../store/retention.js';
 import { Store } from '../store/store.js';
 import { attachImage } from './image-attach.js';
 import { DEFAULT_STORE } from './serve.js';
+import * as verifyPrefix from './verify-prefix.js';
 
 interface Options {
   store: string;
@@ -212,6 +213,7 @@ export function register(program: Command): void {
     '--retention <rules>',
     `SPACING:AGE,… youngest first; default ${DEFAULT_RETENTION}; "all:ever" forgets nothing`,
   );
+  verifyPrefix.register(image);
 }
 
 async function withAdmin(options: Options, work: (admin: AdminOperations) => Promise<void>): Promise<void> {

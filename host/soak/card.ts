@@ -73,6 +73,7 @@ export class SimulatedCard {
   #again = false;
   #steps = 0;
   #polls = 0;
+  #jumpedMs = 0;
   #stepsAtUs = -1;
 
   constructor(world: World, network: SimulatedNetwork, options: SimulatedCardOptions) {
@@ -147,8 +148,19 @@ export class SimulatedCard {
     return (this.clockMs() - this.#view.getUint32(STATISTICS_OFFSET + 108, true)) >>> 0;
   }
 
+  /** StoreState of the statistics. */
+  get storeState(): number {
+    return this.#view.getUint32(STATISTICS_OFFSET + 128, true);
+  }
+
+  /** The clock goes ahead: what was to be done meanwhile is overdue. */
+  jumpClock(ms: number): void {
+    this.#jumpedMs += ms;
+    this.#event();
+  }
+
   clockMs(): number {
-    return (this.#options.clockStartMs + Math.floor(this.#world.nowUs / MS)) >>> 0;
+    return (this.#options.clockStartMs + this.#jumpedMs + Math.floor(this.#world.nowUs / MS)) >>> 0;
   }
 
   /** Something has happened that the firmware should look at. */
