@@ -3,6 +3,7 @@
 
 import { ataStep, ataTimeoutMs, initAta } from './ata/device';
 import { initCache } from './cache/cache';
+import { changesStep, initChanges } from './changes/changes';
 import { fillTimeoutMs } from './local-store/fills';
 import { initLocalStore, localStoreMemory, localStoreStep } from './local-store/local-store';
 import { LogLevel, logEnd, logText, logValue } from './log';
@@ -10,13 +11,7 @@ import { initNbd, nbdStep, nbdTimeoutMs } from './nbd/client';
 import { readSettings, SettingsError } from './settings';
 import { initStatistics } from './statistics';
 import { initVolume, volumeStep, volumeTimeoutMs } from './volume/volume';
-import {
-  initWriteLog,
-  setAcknowledgementPoint,
-  WRITE_LOG_SIZE,
-  writeLogStep,
-  writeLogTimeoutMs,
-} from './write-log/write-log';
+import { initWriteLog, WRITE_LOG_SIZE, writeLogStep, writeLogTimeoutMs } from './write-log/write-log';
 
 export enum InitError {
   OK = 0,
@@ -42,6 +37,7 @@ export function init(): u32 {
   if (storeSize == 0) return InitError.MEMORY;
 
   initNbd();
+  initChanges();
   initLocalStore(store, available);
   initWriteLog(arena);
   const cacheBlocks = initCache(store + storeSize, available - storeSize);
@@ -62,6 +58,7 @@ export function step(): u32 {
   while (progressed) {
     progressed = ataStep();
     progressed = volumeStep() || progressed;
+    progressed = changesStep() || progressed;
     progressed = writeLogStep() || progressed;
     progressed = localStoreStep() || progressed;
     progressed = nbdStep() || progressed;
@@ -69,9 +66,4 @@ export function step(): u32 {
   const above = min(ataTimeoutMs(), volumeTimeoutMs());
   const below = min(writeLogTimeoutMs(), fillTimeoutMs());
   return min(min(above, below), nbdTimeoutMs());
-}
-
-/** Switches the acknowledgement point while the card runs; 0, or 1 when there is no such point. */
-export function set_acknowledgement_point(point: u32): u32 {
-  return setAcknowledgementPoint(point) ? 0 : 1;
 }

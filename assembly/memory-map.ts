@@ -6,6 +6,7 @@
 //   0x001000  front end's register block            front-end/block.ts
 //   0x002000  settings record                       settings.ts
 //   0x003000  statistics record                     statistics.ts
+//   0x003400  control record                        write-log/write-log.ts
 //   0x004000  NBD requests and protocol staging      nbd/
 //   0x008000  log line staging                      log.ts
 //   0x009000  IDENTIFY DEVICE data                  ata/identify.ts
@@ -14,6 +15,7 @@
 //   0x00C000  store operations                      local-store/device.ts
 //   0x00C100  rows on their way to the log's head    local-store/relocate.ts
 //   0x00D000  blocks to fill the store with          local-store/fills.ts
+//   0x00F000  extents that the image server has told  changes/changes.ts
 //   0x010000  data buffer                           ata/, front end
 //   0x050000  payload as it is on the wire           nbd/pieces.ts
 //   0x100000  static data (asconfig.json, memoryBase), then __heap_base
@@ -26,6 +28,9 @@ export const SETTINGS_SIZE: u32 = 0x400;
 
 export const STATISTICS: usize = 0x3000;
 export const STATISTICS_SIZE: u32 = 0x400;
+
+/** Written by the card's runtime or who runs it, read by the firmware (SPEC.md "Control"). */
+export const CONTROL: usize = 0x3400;
 
 export const NBD: usize = 0x4000;
 export const NBD_SIZE: u32 = 0x4000;
@@ -44,6 +49,8 @@ export const STORE_RELOCATION: usize = 0xc100;
 export const STORE_RELOCATION_SIZE: u32 = 0x800;
 export const STORE_FILLS: usize = 0xd000;
 export const STORE_FILLS_SIZE: u32 = 0x2000;
+
+export const CHANGES_EXTENTS: usize = 0xf000;
 
 /** Two halves of 128 KiB: one is with the front end while the firmware fills or empties the other.
  * 256 sectors (the most that a 28-bit command moves) * 512 = 128 KiB. */

@@ -55,4 +55,14 @@ export enum Mutant {
   OLDEST_COPY_WINS = 23,
   /** What lies behind the torn end of the log is not outdated at power-on. */
   NO_MARK = 24,
+  /** What others have changed is not asked for. */
+  IGNORE_CHANGES = 25,
+  /** A block that both sides have changed goes on top. */
+  MERGE_CONFLICTS = 26,
+  /** What the server says to have committed is sent again. */
+  RESEND_COMMITTED = 27,
+  /** What was forgotten comes back with the next power-on. */
+  FORGET_NOTHING = 28,
+  /** What was given up comes back with the next power-on. */
+  OLD_TAIL_RETURNS = 29,
 }

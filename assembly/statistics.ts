@@ -4,7 +4,7 @@
 import { STATISTICS, STATISTICS_SIZE } from './memory-map';
 
 export const STATISTICS_MAGIC: u32 = 0x53534252; // "RBSS"
-export const STATISTICS_VERSION: u16 = 2;
+export const STATISTICS_VERSION: u16 = 3;
 
 export enum LinkState {
   /** Waiting before the next attempt, or never started. */
@@ -72,6 +72,14 @@ export class Statistics {
   merges: u32; // 196
   /** Commands of the PC that are in the log and stored, since power-on. */
   commandsStored: u64; // 200
+  /** The image server's generation that the clean blocks are right for; 0: none, or a plain NBD server's. */
+  generation: u64; // 208
+  /** Clean blocks forgotten because others had changed them. */
+  blocksForgotten: u64; // 216
+  /** Conflicts that were settled on a branch since power-on. */
+  conflicts: u32; // 224
+  /** 1: the card works on a branch of its image. */
+  onBranch: u32; // 228
 }
 
 export enum StoreState {
@@ -85,7 +93,7 @@ export enum StoreState {
 
 export const statistics: Statistics = changetype<Statistics>(STATISTICS);
 
-assert(offsetof<Statistics>() == 208);
+assert(offsetof<Statistics>() == 232);
 assert(offsetof<Statistics>() <= STATISTICS_SIZE);
 
 export function initStatistics(): void {

@@ -20,6 +20,7 @@ const RUNTIME_FILES = [
   'deflate.c',
   'aot_runtime.c',
   'crash.c',
+  'crc32c.c',
   'engine.c',
   'engine_aot.c',
   'engine_wasm3.c',
@@ -129,6 +130,8 @@ export interface ZynqBuild {
   board: string;
   ddrMegabytes: number;
   output: string;
+  /** Further flags of the link. */
+  linkFlags?: string[];
 }
 
 export async function buildZynq(root: string, options: ZynqBuild): Promise<boolean> {
@@ -173,6 +176,7 @@ export async function buildZynq(root: string, options: ZynqBuild): Promise<boole
         '-nostartfiles',
         `-T${script}`,
         `-Wl,--defsym=DDR_SIZE=${options.ddrMegabytes}M`,
+        ...(options.linkFlags ?? []),
         '-Wl,--gc-sections',
         '-Wl,--no-warn-rwx-segments',
         `-Wl,-Map=${options.output}.map`,
@@ -196,6 +200,20 @@ async function buildArtefacts(root: string, firmwares: string[], board: string, 
   return writeArtefacts(folder, elf, firmwares[0] ?? null);
 }
 
+/** GCC's names for the Linux systems of single-board computers, by Debian's. */
+export const CROSS_SYSTEMS = { arm64: 'aarch64-linux-gnu', armhf: 'arm-linux-gnueabihf' } as const;
+
+/** The card as a program for another computer; returns its file. */
+export async function buildCross(
+  root: string,
+  firmwares: string[],
+  system: keyof typeof CROSS_SYSTEMS,
+): Promise<string> {
+  const output = join(root, 'build', 'boards', `ribbon-card-${system}`);
+  await buildPosix(root, { firmwares, compiler: `${CROSS_SYSTEMS[system]}-gcc`, output });
+  return output;
+}
+
 const TARGETS: Record<string, (root: string, firmwares: string[]) => Promise<string>> = {
   posix: async (root, firmwares) => {
     const output = join(root, 'build', 'boards', 'ribbon-card');
@@ -207,6 +225,8 @@ const TARGETS: Record<string, (root: string, firmwares: string[]) => Promise<str
     await buildPosix(root, { firmwares, sanitized: true, output });
     return output;
   },
+  arm64: (root, firmwares) => buildCross(root, firmwares, 'arm64'),
+  armhf: (root, firmwares) => buildCross(root, firmwares, 'armhf'),
   qemu: async (root, firmwares) => {
     const output = join(root, 'build', 'boards', 'ribbon-card-qemu.elf');
     await buildZynq(root, { firmwares, board: 'qemu', ddrMegabytes: 64, output });

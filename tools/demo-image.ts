@@ -94,7 +94,7 @@ async function buildIn(work: string, onProgress: OnProgress): Promise<string> {
   const onPackages = stage('packages', 'packages');
   await apt.unpack(packages, tree, onPackages);
   stage('unpack', 'kernel modules');
-  const modules = await findModules(tree);
+  const modules = await findModules(tree, guest.MODULES);
   const onInitrd = stage('initrd', 'initial RAM disk');
   const initrd = gzipSync(await buildInitrd(tree, modules), { level: 9 });
   onInitrd(100);
@@ -114,8 +114,8 @@ async function findKernelPackage(apt: PrivateApt, complaint: string | null): Pro
   throw new Failure(`the apt sources have no ${KERNEL_METAPACKAGE} for ${ARCHITECTURE}\n${complaint ?? ''}`);
 }
 
-/** The modules and what they depend on, in the order to load them. */
-async function findModules(tree: string): Promise<Map<string, Buffer>> {
+/** The modules and what they depend on, in the order to load them; `tree` holds an unpacked kernel package. */
+export async function findModules(tree: string, names: string[]): Promise<Map<string, Buffer>> {
   const files = new Map<string, string>();
   for (const entry of await readdir(path.join(tree, 'lib', 'modules'), { recursive: true, withFileTypes: true })) {
     // Module names have underscores where file names may have dashes.
@@ -130,7 +130,7 @@ async function findModules(tree: string): Promise<Map<string, Buffer>> {
     for (const dependency of moduleDependencies(content)) await add(moduleName(dependency));
     modules.set(name, content);
   };
-  for (const name of guest.MODULES) await add(name);
+  for (const name of names) await add(name);
   return modules;
 }
 

@@ -23,7 +23,12 @@ const NODE_VERSION_MIN = 20;
 const STAMPS = path.join(ROOT, 'build', 'setup.json');
 
 /** The Debian packages that each goal needs, as apt.mjs groups them. */
-const PACKAGES = { start: ['start'], build: ['start'], board: ['boards'], test: ['start', 'boards', 'test'] };
+const PACKAGES = {
+  start: ['start'],
+  build: ['start'],
+  board: ['boards', 'cross'],
+  test: ['start', 'boards', 'cross', 'test'],
+};
 
 async function setUp(goal, args) {
   if (!(goal in PACKAGES)) throw new SetupFailure(`there is no "${goal}": ${Object.keys(PACKAGES).join(', ')}`);

@@ -92,6 +92,15 @@ export function cacheAllocate(block: u32): i32 {
   return victim;
 }
 
+export function cacheSlots(): u32 {
+  return sets * WAYS;
+}
+
+/** The block that the slot is for; no block of an image has the number that an empty slot has. */
+export function cacheTag(slot: u32): u32 {
+  return load<u32>(tags + ((<usize>slot) << 2));
+}
+
 export function cacheState(slot: i32): SlotState {
   return load<u8>(states + slot);
 }

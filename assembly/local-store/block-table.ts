@@ -26,6 +26,8 @@ export const ROW_VOID: u8 = 8;
 /** What of a row's flags is written into a summary; the others are for RAM only. */
 export const ROW_FLAGS_STORED: u8 = 15;
 export const ROW_LIVE: u8 = 16;
+/** The image server that is connected cannot tell whether the block has changed: as long as it can be asked, it is. */
+export const ROW_UNVERIFIED: u8 = 32;
 /** How often the block was read since it was written here, up to 3, times ROW_HIT. */
 export const ROW_HIT: u8 = 64;
 export const ROW_HITS: u8 = 192;

@@ -55,6 +55,9 @@ export class Superblock {
 /** The image's export name, `nameLength` bytes of UTF-8, at most 256. */
 export const SUPERBLOCK_NAME: u32 = 64;
 export const SUPERBLOCK_NAME_SIZE: u32 = 256;
+/** u32[16]: what the card called itself at its latest power-ons, the newest first. */
+export const SUPERBLOCK_SESSIONS: u32 = 320;
+export const SUPERBLOCK_SESSIONS_MAX: u32 = 16;
 
 export enum RecordKind {
   NONE = 0,
@@ -66,6 +69,9 @@ export enum RecordKind {
   RELOCATE = 3,
   /** No data: numbers to remember. */
   MARK = 4,
+  /** Blocks that others have changed: what is before this record of them does not count, if it is committed. Its data blocks are
+   * not written. */
+  FORGET = 5,
 }
 
 /** First record of a command of the PC. */
@@ -76,6 +82,15 @@ export const RECORD_ENDS: u8 = 2;
 export const RECORD_DIRTY: u8 = 4;
 /** A MARK: the command that is open at this point was cut off by a loss of power; it never happened. */
 export const RECORD_VOIDS: u8 = 8;
+
+/** A MARK: nothing that is before it counts, if it is committed. */
+export const RECORD_FORGETS: u8 = 16;
+
+/** At the end of a record's header and of a summary: the oldest segment, and the generation that the clean blocks are right for,
+ * with its id. */
+export const BLOCK_TAIL: u32 = 4072;
+export const BLOCK_GENERATION: u32 = 4080;
+export const BLOCK_GENERATION_ID: u32 = 4088;
 
 @unmanaged
 export class RecordHeader {
@@ -147,14 +162,16 @@ export const SUMMARY_ROWS: u32 = 64;
 export const SUMMARY_ROW_SIZE: u32 = 12;
 
 assert(offsetof<Superblock>() == SUPERBLOCK_NAME);
-assert(SUPERBLOCK_NAME + SUPERBLOCK_NAME_SIZE <= SUPERBLOCK_SIZE);
+assert(SUPERBLOCK_NAME + SUPERBLOCK_NAME_SIZE <= SUPERBLOCK_SESSIONS);
+assert(SUPERBLOCK_SESSIONS + 4 * SUPERBLOCK_SESSIONS_MAX <= SUPERBLOCK_SIZE);
 assert(offsetof<RecordHeader>() == RECORD_HEADER_SIZE);
 assert(offsetof<RecordHeader>('storeId') == 16);
 assert(offsetof<RecordEntry>() == RECORD_ENTRY_SIZE);
 assert(offsetof<Summary>() == SUMMARY_ROWS);
-assert(RECORD_HEADER_SIZE + RECORD_ENTRIES_MAX * RECORD_ENTRY_SIZE <= BLOCK_SIZE);
+assert(RECORD_HEADER_SIZE + RECORD_ENTRIES_MAX * RECORD_ENTRY_SIZE <= BLOCK_TAIL);
 assert(1 + RECORD_ENTRIES_MAX <= SEGMENT_RECORD_BLOCKS);
-assert(SUMMARY_ROWS + SEGMENT_RECORD_BLOCKS * SUMMARY_ROW_SIZE <= BLOCK_SIZE);
+assert(SUMMARY_ROWS + SEGMENT_RECORD_BLOCKS * SUMMARY_ROW_SIZE <= BLOCK_TAIL);
+assert(BLOCK_GENERATION_ID + 8 == BLOCK_SIZE);
 
 export enum SuperblockCheck {
   VALID = 0,

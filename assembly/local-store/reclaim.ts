@@ -41,11 +41,14 @@ import {
   relocationCancel,
   relocationCarry,
   relocationCount,
+  relocationRoom,
 } from './relocate';
 
-/** Free segments that only merging may use. */
-export const SEGMENTS_RESERVED: u32 = 3;
-/** A free segment that only MARK records may use, so that a power-on always finds room for its own. */
+// Free segments are left to whoever gets the log out of a tight place, one for each step: a command that has begun may use the
+// fourth, the end of one that is cut in two the third, merging the second, and the MARK record of a power-on the last.
+
+/** A write that begins leaves these. */
+export const SEGMENTS_RESERVED: u32 = 4;
 const SEGMENTS_FOR_MARKS: u32 = 1;
 /** Reclaim keeps this many free, so that a burst of writes finds room at once. */
 const SEGMENTS_FREE_GOAL: u32 = 8;
@@ -148,9 +151,18 @@ function isUncommittedHeader(row: u32): bool {
   return isWrite && !rowIs(row, ROW_VOID) && rowIs(row + 1, ROW_WRITE) && rowDirty(row + 1) != 0;
 }
 
+/** True when a merge would get on. */
+export function mergePossible(): bool {
+  return relocationRoom(SEGMENTS_FOR_MARKS);
+}
+
 function mergeOn(): bool {
   const moved = relocateStep(SEGMENTS_FOR_MARKS, true);
-  if (relocationCount() > 0) return moved;
+  if (relocationCount() > 0) {
+    // What was moved is moved; the segment stays.
+    if (!mergePossible() && relocationCancel()) state = ReclaimState.IDLE;
+    return moved || state == ReclaimState.IDLE;
+  }
   state = ReclaimState.IDLE;
   dropTail();
   // What was before is merged into records after it.

@@ -8,7 +8,7 @@
 // Invariants: records are numbered and placed in one order; `stored` only grows and never passes a record that is not
 // written; a summary is written only when every record of its segment is stored, and before the next segment is summed up.
 //
-//   arena:  Staged[STAGED_MAX] | u64 first record[segments] | u64 number[segments] | pad to 4096 | ring
+//   arena:  Staged[STAGED_MAX] | u64 first record[segments] | u64 number[segments] | u32 power-on[segments] | pad to 4096 | ring
 
 import { BLOCK_SIZE } from '../config';
 import { clock_ms, crc32c } from '../imports';
@@ -29,6 +29,9 @@ import {
 } from './block-table';
 import { deviceFlush, deviceRelease, deviceState, deviceWrite, OperationState } from './device';
 import {
+  BLOCK_GENERATION,
+  BLOCK_GENERATION_ID,
+  BLOCK_TAIL,
   ENTRY_LOST,
   LOG_START_BLOCK,
   RECORD_DIRTY,
@@ -86,12 +89,15 @@ let nextSequence: u64 = 1;
 let summedSegment: u64 = 0;
 let firstRecords: usize = 0;
 let numbers: usize = 0;
+let powerOnsOf: usize = 0;
 
 // What headers say.
 let committed: u64 = 0;
 let committedInHeader: u64 = 0;
 let needed: u64 = 1;
 let lagMs: u32 = 0;
+let generation: u64 = 0;
+let generationId: u64 = 0;
 
 // The ring. Staged records are numbered like records: head of the queue is record `nextSequence - stagedCount`.
 let staged: usize = 0;
@@ -126,7 +132,7 @@ let failed: bool = false;
 
 /** What initRecordLog() needs beside the ring. */
 export function recordLogOverhead(count: u32): u32 {
-  return (STAGED_MAX * STAGED_SIZE + count * 16 + BLOCK_SIZE - 1) & ~(BLOCK_SIZE - 1);
+  return (STAGED_MAX * STAGED_SIZE + count * 20 + BLOCK_SIZE - 1) & ~(BLOCK_SIZE - 1);
 }
 
 /** Takes `size` bytes at `arena`, recordLogOverhead() of it for tables, for a log of up to `segmentsMax` segments. */
@@ -134,6 +140,7 @@ export function initRecordLog(arena: usize, size: u32, segmentsMax: u32): void {
   staged = arena;
   firstRecords = staged + STAGED_MAX * STAGED_SIZE;
   numbers = firstRecords + segmentsMax * 8;
+  powerOnsOf = numbers + segmentsMax * 8;
   ring = arena + recordLogOverhead(segmentsMax);
   ringSize = size - recordLogOverhead(segmentsMax);
   stagedFirst = stagedCount = stagedIssued = 0;
@@ -242,6 +249,15 @@ export function firstRecord(segment: u64): u64 {
   return load<u64>(firstRecords + ((<usize>segmentPlace(segment)) << 3));
 }
 
+/** The power-on of the last record of a segment: its summary may be written after a later one. */
+export function setSegmentPowerOns(segment: u64, powerOn: u32): void {
+  store<u32>(powerOnsOf + ((<usize>segmentPlace(segment)) << 2), powerOn);
+}
+
+export function segmentPowerOns(segment: u64): u32 {
+  return load<u32>(powerOnsOf + ((<usize>segmentPlace(segment)) << 2));
+}
+
 /** Recovery's notes: the number of the segment that was found in a place, 0 for none. */
 export function setFoundSegment(place: u32, segment: u64): void {
   store<u64>(numbers + ((<usize>place) << 3), segment);
@@ -298,6 +314,20 @@ export function logSetLagMs(ms: u32): void {
   lagMs = ms;
 }
 
+/** For headers: the generation that the clean blocks are right for. */
+export function logSetGeneration(which: u64, id: u64): void {
+  generation = which;
+  generationId = id;
+}
+
+export function logGeneration(): u64 {
+  return generation;
+}
+
+export function logGenerationId(): u64 {
+  return generationId;
+}
+
 export function logNeeded(): u64 {
   return needed;
 }
@@ -315,7 +345,8 @@ export function logDropTail(): void {
  * now, on the store or in the ring, or another one is being built. */
 export function recordBegin(blocks: u32, reserve: u32): bool {
   assert(blocks <= RECORD_ENTRIES_MAX);
-  if (building || failed) return false;
+  // Not even into the open segment: its rest is for whoever has opened it.
+  if (building || failed || logFreeSegments() < reserve) return false;
   if (stagedCount == STAGED_MAX) evict();
   const address = stagedCount < STAGED_MAX ? reserveRing((1 + blocks) * BLOCK_SIZE) : 0;
   if (address == 0) {
@@ -371,6 +402,22 @@ export function logHeadRoom(): u32 {
   return left > 0 ? left - 1 : 0;
 }
 
+/** Entry `i` of a FORGET record. */
+export function recordSetForgotten(i: u32, block: u32): void {
+  assert(i < buildBlocks);
+  const entry = recordEntry(buildAddress, i);
+  entry.block = block;
+  entry.checksum = 0;
+  entry.valid = entry.dirty = entry.flags = 0;
+}
+
+/** The record has only its first `count` entries. */
+export function recordTrim(count: u32): void {
+  assert(building && count <= buildBlocks);
+  buildBlocks = count;
+  changetype<RecordHeader>(buildAddress).entryCount = <u16>count;
+}
+
 export function recordAbandon(): void {
   assert(building);
   building = false;
@@ -393,15 +440,24 @@ export function recordFinish(kind: RecordKind, flags: u8, sectors: u32): u64 {
   header.sectors = sectors;
   header.needed = needed;
   header.lagMs = lagMs;
+  putEnd(buildAddress);
   sealRecord(buildAddress);
   committedInHeader = committed;
   const row = logHeadRow();
   enterRows(buildAddress, row, clock_ms());
-  for (let i: u32 = 0; i < buildBlocks; i++) tablePut(row + 1 + i);
+  if (kind != RecordKind.FORGET) for (let i: u32 = 0; i < buildBlocks; i++) tablePut(row + 1 + i);
   enqueue(sequence, row);
+  setSegmentPowerOns(headSegment, powerOns);
   headBlocks += 1 + buildBlocks;
   nextSequence += 1;
   return sequence;
+}
+
+/** What headers and summaries say at their end. */
+function putEnd(address: usize): void {
+  store<u64>(address + BLOCK_TAIL, tailSegment);
+  store<u64>(address + BLOCK_GENERATION, generation);
+  store<u64>(address + BLOCK_GENERATION_ID, generationId);
 }
 
 /** Fills in the rows of the record whose header is at `address`. */
@@ -505,16 +561,22 @@ function issueWrites(): bool {
   while (stagedIssued < stagedCount) {
     const record = stagedAt(stagedIssued);
     if (record.state == StagedState.QUEUED) {
-      const operation = deviceWrite(rowBlock(record.row), record.blocks, record.address);
+      const blocks = writtenBlocks(record);
+      const operation = deviceWrite(rowBlock(record.row), blocks, record.address);
       if (operation < 0) break;
       record.operation = operation;
       record.state = StagedState.WRITING;
-      statistics.storeBlocksWritten += record.blocks;
+      statistics.storeBlocksWritten += blocks;
       any = true;
     }
     stagedIssued += 1;
   }
   return any;
+}
+
+/** Of a FORGET record there is nothing to write but its header. */
+function writtenBlocks(record: Staged): u32 {
+  return changetype<RecordHeader>(<usize>record.address).kind == RecordKind.FORGET ? 1 : record.blocks;
 }
 
 function takeWritten(): bool {
@@ -600,7 +662,7 @@ function issueSummary(): bool {
 function makeSummary(segment: u64): void {
   memory.fill(STORE_SUMMARY, 0, BLOCK_SIZE);
   const summary = changetype<Summary>(STORE_SUMMARY);
-  summary.powerOns = powerOns;
+  summary.powerOns = segmentPowerOns(segment);
   summary.storeId = storeId;
   summary.segment = segment;
   summary.firstRecord = firstRecord(segment);
@@ -608,6 +670,7 @@ function makeSummary(segment: u64): void {
   summary.committed = committed;
   summary.needed = needed;
   summary.lagMs = lagMs;
+  putEnd(STORE_SUMMARY);
   saveSegmentRows(segmentPlace(segment), STORE_SUMMARY + SUMMARY_ROWS);
   sealSummary(STORE_SUMMARY);
 }

@@ -36,6 +36,8 @@ import {
   setRowValid,
   tableFind,
   tablePut,
+  tableRemove,
+  tableRows,
 } from './block-table';
 import {
   deviceBlocks,
@@ -51,6 +53,7 @@ import {
   LOG_START_BLOCK,
   RECORD_BEGINS,
   RECORD_ENDS,
+  RECORD_FORGETS,
   RECORD_VOIDS,
   RecordKind,
   SEGMENT_BLOCKS,
@@ -63,6 +66,7 @@ import { reclaimStep } from './reclaim';
 import {
   firstRecord,
   foundSegment,
+  logSetGeneration,
   logSetNeeded,
   logStored,
   logWantStored,
@@ -72,8 +76,10 @@ import {
   recordLogScratch,
   resumeRecordLog,
   segmentPlace,
+  segmentPowerOns,
   setFirstRecord,
   setFoundSegment,
+  setSegmentPowerOns,
 } from './record-log';
 import {
   initReplay,
@@ -81,17 +87,23 @@ import {
   replayBlocks,
   replayClaimed,
   replayCommitted,
+  replayGeneration,
+  replayGenerationId,
   replayLagMs,
   replayNeeded,
   replayNext,
   replayPowerOns,
   replayRotten,
   replaySegment,
+  replayTail,
+  setReplayEnd,
   setReplayProven,
+  takeEnd,
 } from './replay';
 import {
   chooseSuperblock,
   makeSuperblock,
+  nextSession,
   nextSuperblock,
   StoreError,
   superblock,
@@ -345,15 +357,18 @@ function takeSummary(place: u32, address: usize): void {
   if (!counts) return;
   loadSegmentRows(place, address + SUMMARY_ROWS);
   setFirstRecord(summary.segment, summary.firstRecord);
+  setSegmentPowerOns(summary.segment, summary.powerOns);
   if (summary.segment <= lastSegment) return;
   lastSegment = summary.segment;
   initReplay(summary.firstRecord + summary.records, summary.powerOns, summary.committed, summary.needed, summary.lagMs);
+  takeEnd(address);
 }
 
 /** Finds the oldest segment from which on none is missing. */
 function followSummaries(): void {
   if (lastSegment == 0) {
     initReplay(1, 0, 0, 1, 0);
+    setReplayEnd(0, 0, 0);
     tail = head = 1;
     headBlocks = 0;
     startReplay();
@@ -391,10 +406,14 @@ function repair(): bool {
   const committed = replayCommitted;
   const needed = replayNeeded;
   const lagMs = replayLagMs;
+  const tailThen = replayTail;
+  const generation = replayGeneration;
+  const generationId = replayGenerationId;
   initReplay(0, 0, 0, 0, 0);
   const result = replaySegment(recordLogScratch(), superblock.storeId, segment, true);
   const complete = result == Replay.RECORDS && replayNext == firstRecord(tail);
   initReplay(next, powerOn, committed, needed, lagMs);
+  setReplayEnd(tailThen, generation, generationId);
   logText(complete ? 'summary of a segment lost, repaired' : 'segment lost, what is older is dropped');
   logValue('segment', segment);
   logEnd(LogLevel.WARNING);
@@ -472,7 +491,8 @@ function replayDamaged(segment: u64): void {
   provenTried = true;
   setReplayProven(replayClaimed);
   lastSegment = head - 1;
-  initReplay(firstRecord(head), 0, replayCommitted, replayNeeded, replayLagMs);
+  const powerOn = head > tail ? segmentPowerOns(head - 1) : 0;
+  initReplay(firstRecord(head), powerOn, replayCommitted, replayNeeded, replayLagMs);
 }
 
 // The table
@@ -480,6 +500,8 @@ function replayDamaged(segment: u64): void {
 /** Walks the log from its oldest record to its newest, twice: first to find what is void, then to enter what is not. */
 function build(): void {
   if (tail + superblock.segments <= head) tail = head - superblock.segments + 1;
+  // What was given up may have been changed by others since, and nothing says so.
+  if (MUTANT != Mutant.OLD_TAIL_RETURNS) tail = min(max(tail, replayTail), head);
   for (let place: u32 = 0; place < superblock.segments; place++) {
     if (!inWindow(place)) clearSegmentRows(place);
   }
@@ -487,6 +509,7 @@ function build(): void {
   if (head == 1 && headBlocks == 0) setFirstRecord(1, replayNext);
   resumeRecordLog(tail, head, headBlocks, replayNext, summedBefore(), replayCommitted);
   logSetNeeded(replayNeeded);
+  logSetGeneration(replayGeneration, replayGenerationId);
   if (replayNeeded < firstRecord(tail) && replayCommitted + 1 < firstRecord(tail)) {
     refuse(StoreError.LOG_DAMAGED);
     return;
@@ -592,6 +615,7 @@ function enterAll(): void {
   const dropsClean = (settings.flags & SETTINGS_STORE_DROP_CLEAN) != 0;
   for (let more = walkStart(); more; more = walkNext()) {
     if (rowIs(walkRow, ROW_VOID)) continue;
+    if (forgets()) continue;
     const uncommitted = walkSequence > replayCommitted && walkSequence >= replayNeeded;
     let dirty = false;
     for (let data = walkRow + 1; walkIsData(data); data++) {
@@ -609,6 +633,25 @@ function enterAll(): void {
     setRow(walkRow, rowKey(walkRow), madeMs, rowValid(walkRow), rowDirty(walkRow), rowFlags(walkRow));
   }
   countDirtyBlocks();
+}
+
+/** Carries out a record that says that others have changed blocks. */
+function forgets(): bool {
+  if (MUTANT == Mutant.FORGET_NOTHING) return rowValid(walkRow) == RecordKind.FORGET;
+  if (rowValid(walkRow) == RecordKind.FORGET) {
+    for (let data = walkRow + 1; walkIsData(data); data++) forgetRow(tableFind(rowKey(data)));
+    return true;
+  }
+  if (rowValid(walkRow) == RecordKind.MARK && (rowDirty(walkRow) & RECORD_FORGETS) != 0) {
+    for (let row: u32 = 0; row < tableRows(); row++) forgetRow(rowIs(row, ROW_LIVE) ? row : NO_ROW);
+  }
+  return false;
+}
+
+function forgetRow(row: u32): void {
+  if (row == NO_ROW) return;
+  if (rowDirty(row) == 0) tableRemove(rowKey(row));
+  else setRowValid(row, rowValid(row) & rowDirty(row));
 }
 
 /** The image server has it: nothing of it must be sent, and what the store lost of it can be had again. */
@@ -630,6 +673,7 @@ function countDirtyBlocks(): void {
 function powerOn(): bool {
   if (batch == 0) {
     superblock.powerOns += 1;
+    nextSession();
     batchOperation[0] = deviceWrite(nextSuperblock(), 1, STORE_SUPERBLOCK);
     batch = 1;
     return true;

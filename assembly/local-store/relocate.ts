@@ -6,9 +6,18 @@ import { BLOCK_SIZE } from '../config';
 import { STORE_RELOCATION, STORE_RELOCATION_SIZE } from '../memory-map';
 import { ROW_LIVE, ROW_LOST, rowDirty, rowIs, rowKey, rowValid } from './block-table';
 import { deviceRead, deviceRelease, deviceState, OperationState } from './device';
-import { ENTRY_LOST, RECORD_DIRTY, RECORD_ENTRIES_MAX, RecordKind } from './format';
+import { ENTRY_LOST, RECORD_DIRTY, RECORD_ENTRIES_MAX, RecordKind, SEGMENT_RECORD_BLOCKS } from './format';
 import { storeCheckRead } from './local-store';
-import { logHeadRoom, recordBegin, recordData, recordDrop, recordFinish, recordSetEntry, rowBlock } from './record-log';
+import {
+  logFreeSegments,
+  logHeadRoom,
+  recordBegin,
+  recordData,
+  recordDrop,
+  recordFinish,
+  recordSetEntry,
+  rowBlock,
+} from './record-log';
 
 /** A record of fewer blocks is not worth the rest of a segment. */
 const ROOM_MIN: u32 = 8;
@@ -21,12 +30,12 @@ enum BlockState {
   BAD = 3,
 }
 
-// u32 row [252] | u8 BlockState [252] | u8 operation [252]
+// u32 row [255] | u8 BlockState [255] | u8 operation [255]: a segment's worth, which may be more than one record's.
 const ROWS: usize = STORE_RELOCATION;
-const STATES: usize = ROWS + RECORD_ENTRIES_MAX * 4;
-const OPERATIONS: usize = STATES + RECORD_ENTRIES_MAX;
+const STATES: usize = ROWS + SEGMENT_RECORD_BLOCKS * 4;
+const OPERATIONS: usize = STATES + SEGMENT_RECORD_BLOCKS;
 
-assert(RECORD_ENTRIES_MAX * 6 <= STORE_RELOCATION_SIZE);
+assert(SEGMENT_RECORD_BLOCKS * 6 <= STORE_RELOCATION_SIZE);
 
 let count: u32 = 0;
 let begun: bool = false;
@@ -45,7 +54,7 @@ export function relocationCount(): u32 {
 /** Adds a live row to those that are to be moved; not while they are on their way. */
 export function relocationAdd(row: u32): void {
   assert(!begun);
-  assert(count < RECORD_ENTRIES_MAX);
+  assert(count < SEGMENT_RECORD_BLOCKS);
   store<u32>(ROWS + ((<usize>count) << 2), row);
   store<u8>(STATES + count, <u8>BlockState.WAITING);
   count += 1;
@@ -62,7 +71,13 @@ export function relocationCarry(sectors: u32): void {
 export function relocationCancel(): bool {
   if (begun) return false;
   count = 0;
+  sectorsCarried = 0;
   return true;
+}
+
+/** True when something could be moved now without using up the last `reserve` free segments. */
+export function relocationRoom(reserve: u32): bool {
+  return logFreeSegments() > reserve || logHeadRoom() >= ROOM_MIN;
 }
 
 /** Moves what was added, leaving `reserve` segments free; `dirty`: the image server does not have it. True when anything
@@ -72,7 +87,7 @@ export function relocateStep(reserve: u32, dirty: bool): bool {
   if (!begun) {
     // Fill the open segment up first: what does not fit is moved with the next record.
     const room = logHeadRoom();
-    const blocks = room >= ROOM_MIN ? min(count, room) : count;
+    const blocks = min(room >= ROOM_MIN ? min(count, room) : count, RECORD_ENTRIES_MAX);
     if (!recordBegin(blocks, reserve)) return false;
     begun = true;
     dirtyRecord = dirty;

@@ -11,6 +11,9 @@ import { LogLevel, logEnd, logText, logValue } from '../log';
 import { MUTANT, Mutant } from '../mutant';
 import { addRowFlags, clearSegmentRows, ROW_LOST, setRowDirty, setRowValid } from './block-table';
 import {
+  BLOCK_GENERATION,
+  BLOCK_GENERATION_ID,
+  BLOCK_TAIL,
   checkRecord,
   RECORD_DIRTY,
   RecordHeader,
@@ -19,7 +22,7 @@ import {
   SEGMENT_BLOCKS,
   SEGMENT_RECORD_BLOCKS,
 } from './format';
-import { enterRows, segmentPlace, setFirstRecord } from './record-log';
+import { enterRows, segmentPlace, setFirstRecord, setSegmentPowerOns } from './record-log';
 
 /** Every record up to this one is known, from a later segment, to have been stored. */
 let proven: u64 = 0;
@@ -30,6 +33,10 @@ export let replayPowerOns: u32 = 0;
 export let replayCommitted: u64 = 0;
 export let replayNeeded: u64 = 1;
 export let replayLagMs: u32 = 0;
+export let replayGeneration: u64 = 0;
+export let replayGenerationId: u64 = 0;
+/** The oldest segment that still counted. */
+export let replayTail: u64 = 0;
 /** Blocks of the last segment that hold records. */
 export let replayBlocks: u32 = 0;
 /** What records behind the last one that counts say had been stored. */
@@ -54,6 +61,19 @@ export function initReplay(next: u64, powerOns: u32, committed: u64, needed: u64
   replayLagMs = lagMs;
   replayBlocks = 0;
   replayRotten = 0;
+}
+
+/** Takes over what the end of a header or of a summary says. */
+export function takeEnd(address: usize): void {
+  replayTail = max(replayTail, load<u64>(address + BLOCK_TAIL));
+  replayGeneration = load<u64>(address + BLOCK_GENERATION);
+  replayGenerationId = load<u64>(address + BLOCK_GENERATION_ID);
+}
+
+export function setReplayEnd(tail: u64, generation: u64, id: u64): void {
+  replayTail = tail;
+  replayGeneration = generation;
+  replayGenerationId = id;
 }
 
 export function setReplayProven(sequence: u64): void {
@@ -106,7 +126,10 @@ function headerCounts(address: usize, storeId: u64, segment: u64, position: u32,
 }
 
 function rottenEntries(address: usize): u32 {
-  const count = <u32>changetype<RecordHeader>(address).entryCount;
+  const header = changetype<RecordHeader>(address);
+  // There is no data.
+  if (header.kind == RecordKind.FORGET) return 0;
+  const count = <u32>header.entryCount;
   let rotten: u32 = 0;
   for (let i: u32 = 0; i < count; i++) {
     if (!entryIsRight(address, i)) rotten += 1;
@@ -125,9 +148,11 @@ function accept(address: usize, row: u32, rotten: u32): void {
   if (rotten > 0) loseRotten(address, row);
   replayNext = header.sequence + 1;
   replayPowerOns = header.powerOns;
+  setSegmentPowerOns(header.segment, replayPowerOns);
   replayCommitted = max(replayCommitted, header.committed);
   replayNeeded = max(replayNeeded, header.needed);
   replayLagMs = header.lagMs;
+  takeEnd(address);
 }
 
 /** Sectors that the PC wrote and the store lost: reading them must be an error, whatever the server has. */

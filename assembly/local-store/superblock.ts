@@ -11,6 +11,8 @@ import {
   SEGMENT_BLOCKS,
   SUPERBLOCK_COPIES,
   SUPERBLOCK_NAME,
+  SUPERBLOCK_SESSIONS,
+  SUPERBLOCK_SESSIONS_MAX,
   Superblock,
   SuperblockCheck,
   sealSuperblock,
@@ -87,6 +89,18 @@ export function makeSuperblock(blocks: u32, segments: u32): void {
   superblock.segmentBlocks = SEGMENT_BLOCKS;
   superblock.nameLength = settings.exportLength;
   memory.copy(STORE_SUPERBLOCK + SUPERBLOCK_NAME, SETTINGS + SETTINGS_EXPORT, settings.exportLength);
+}
+
+/** The sessions, u32[16], the current one first. */
+export function superblockSessions(): usize {
+  return STORE_SUPERBLOCK + SUPERBLOCK_SESSIONS;
+}
+
+/** Another power-on: the card gets another name for what it commits in it. */
+export function nextSession(): void {
+  const sessions = superblockSessions();
+  memory.copy(sessions + 4, sessions, 4 * (SUPERBLOCK_SESSIONS_MAX - 1));
+  store<u32>(sessions, random_u32());
 }
 
 /** Gives the superblock its next sequence number and checksum; returns the block where it belongs. */

@@ -104,6 +104,8 @@ export enum NbdError {
   SHUTDOWN = 6,
   /** Clean stop by nbdDisconnect(). */
   DISCONNECTED = 7,
+  /** Both sides have changed the same blocks: the next connection asks for a branch. */
+  CONFLICT = 8,
 
   // Refusals: asking again soon is of no use.
   /** The server has no such export. */
@@ -220,6 +222,8 @@ export function nbdErrorText(error: NbdError): string {
       return 'NBD reply too scattered, going on without structured replies';
     case NbdError.EARLY_REPLY:
       return 'NBD violation: write done before it was sent';
+    case NbdError.CONFLICT:
+      return 'both sides have changed the image: asking for a branch';
     case NbdError.SERVER_OLDER:
       return 'image server knows less than this card, nothing is merged: see ribbon image resolve';
     case NbdError.STORE_COPIED:

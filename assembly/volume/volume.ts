@@ -21,6 +21,7 @@ import {
   cacheTouch,
   SlotState,
 } from '../cache/cache';
+import { changesLearnt } from '../changes/changes';
 import {
   BLOCK_SIZE,
   IMAGE_BLOCKS_MAX,
@@ -30,7 +31,16 @@ import {
   SECTORS_PER_BLOCK,
 } from '../config';
 import { clock_ms } from '../imports';
-import { NO_ROW, ROW_LOST, rowHit, rowIs, rowValid, tableFind } from '../local-store/block-table';
+import {
+  NO_ROW,
+  ROW_LOST,
+  ROW_UNVERIFIED,
+  rowHit,
+  rowIs,
+  rowValid,
+  tableFind,
+  tableRemove,
+} from '../local-store/block-table';
 import { deviceRead, deviceRelease, deviceState, OperationState } from '../local-store/device';
 import { noteFill } from '../local-store/fills';
 import { localStoreReady, storeCheckRead, storedImageSectors, storeImageSectors } from '../local-store/local-store';
@@ -68,6 +78,7 @@ import {
   writeLogEndCommand,
   writeLogFlush,
   writeLogFlushed,
+  writeLogFull,
 } from '../write-log/write-log';
 
 export enum VolumeState {
@@ -107,6 +118,8 @@ let requestCount: u32 = 0;
 let requestMemory: usize = 0;
 let requestMore: bool = false;
 let requestStartedMs: u32 = 0;
+/** How long the PC's command has waited for room in the log, in earlier pieces: the PC counts from its beginning. */
+let stalledMs: u32 = 0;
 /** First block that is not copied yet. */
 let cursor: u32 = 0;
 /** The cursor block could not be read as part of a run and is being fetched alone. */
@@ -166,6 +179,7 @@ export function initVolume(): void {
   for (let i: u32 = 0; i < LOADS_MAX; i++) loadOperation[i] = -1;
   connectionChecked = 0;
   writeThrough = false;
+  requestMore = requestStalls = false;
 }
 
 /** Capacity in sectors; 0 until the local store remembers it or the image server has told it. It never changes afterwards
@@ -193,6 +207,7 @@ export function volumeIdle(): void {
 /** Drops the current request, whatever its state: its memory is not touched any more. A write that the log has taken stays. */
 export function volumeCancel(): void {
   writeLogEndCommand();
+  requestMore = requestStalls = false;
   state = VolumeState.IDLE;
   operation = Operation.NONE;
 }
@@ -210,6 +225,7 @@ export function volumeRead(lba: u64, count: u32, target: usize): void {
 /** Writes `count` sectors at `lba` from `source`. `more`: the PC's command goes on with the next call. */
 export function volumeWrite(lba: u64, count: u32, source: usize, more: bool): void {
   begin(Operation.WRITE_WAITING, lba, count, source);
+  if (!requestMore) stalledMs = 0;
   requestMore = more;
   write();
 }
@@ -235,6 +251,7 @@ export function volumeTimeoutMs(): u32 {
   const isRead = operation == Operation.READ;
   let waited = clock_ms() - requestStartedMs;
   if (isRead && nbdUp()) waited = min(waited, nbdSilentMs());
+  if (operation == Operation.WRITE_WAITING || operation == Operation.WRITE) waited += stalledMs;
   const limit = isRead ? settings.offlineReadTimeoutMs : writeStallMs();
   return waited >= limit ? 0 : limit - waited;
 }
@@ -376,7 +393,7 @@ function followSequence(): void {
 function bring(from: u32, to: u32): void {
   for (let block = from; block < to; ) {
     const slot = cacheFind(block);
-    const row = slot < 0 ? tableFind(block) : NO_ROW;
+    const row = slot < 0 ? usableRow(block) : NO_ROW;
     let count: u32 = 1;
     if (slot >= 0) {
       // A block that is here in part is completed when the PC needs the rest of it.
@@ -392,8 +409,15 @@ function bring(from: u32, to: u32): void {
   }
 }
 
+/** The newest copy of a block in the log, if it counts: one that may have changed on the server does as long as that cannot be
+ * asked. */
+function usableRow(block: u32): u32 {
+  const row = tableFind(block);
+  return row != NO_ROW && rowIs(row, ROW_UNVERIFIED) && canFetch() ? NO_ROW : row;
+}
+
 function canFetch(): bool {
-  return nbdUp() && connectionChecked == nbdConnection();
+  return connectionChecked == nbdConnection() && changesLearnt();
 }
 
 /** Starts to read a block from the local store into the RAM cache. False when that must wait. */
@@ -508,7 +532,7 @@ function fetchRun(first: u32, end: u32): u32 {
 }
 
 function isAbsent(block: u32): bool {
-  return cacheFind(block) < 0 && tableFind(block) == NO_ROW;
+  return cacheFind(block) < 0 && usableRow(block) == NO_ROW;
 }
 
 function abandonRun(request: i32, first: u32, count: u32): void {
@@ -550,6 +574,9 @@ function finishFetchedBlock(request: i32, block: u32, done: bool): void {
   const current = cacheState(slot) == SlotState.FILLING;
   if (current && done) {
     cacheSetReady(slot, mask | fetchAdds[request]);
+    // It replaces a copy that could not be verified.
+    const row = tableFind(block);
+    if (row != NO_ROW && rowIs(row, ROW_UNVERIFIED)) tableRemove(block);
     if (mask == 0) noteFill(block);
   } else if (current && mask != 0) {
     // What was there before is as good as it was.
@@ -583,7 +610,12 @@ function failRead(): void {
 
 /** Offers the write to the log; once taken, the cache follows. */
 function write(): bool {
-  if (!writeLogAppend(requestLba, requestCount, requestMemory, requestMore)) return false;
+  if (!writeLogAppend(requestLba, requestCount, requestMemory, requestMore)) {
+    requestStalls = requestStalls || writeLogFull();
+    return false;
+  }
+  if (requestStalls) stalledMs += clock_ms() - requestStartedMs;
+  requestStalls = false;
   operation = Operation.WRITE;
   for (let i: u32 = 0; i < appendedBlocks(); i++) updateCache(i);
   statistics.sectorsWritten += requestCount;
@@ -625,6 +657,9 @@ function updateCache(i: u32): void {
   cacheTouch(slot);
 }
 
+/** The write that waits has found the log full. */
+let requestStalls: bool = false;
+
 /** The PC cannot wait any longer: for the server, or for room in the log. */
 function timeOut(): bool {
   if (operation == Operation.READ) logText('read given up, the image server is out of reach');
@@ -637,6 +672,7 @@ function timeOut(): bool {
   if (operation == Operation.READ) failRead();
   else if (MUTANT == Mutant.FLUSH_TIME_OUT_SUCCEEDS && operation == Operation.FLUSH) finish(VolumeState.DONE);
   else finish(VolumeState.FAULT);
+  requestMore = requestStalls = false;
   writeLogEndCommand();
   return true;
 }

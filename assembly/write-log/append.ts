@@ -4,7 +4,7 @@
 
 import { cacheAddress, cacheFind, cacheMask, cacheState, SlotState } from '../cache/cache';
 import { BLOCK_SIZE, SECTOR_SIZE, SECTORS_PER_BLOCK } from '../config';
-import { NO_ROW, ROW_LOST, rowDirty, rowIs, rowValid, tableFind } from '../local-store/block-table';
+import { NO_ROW, ROW_LOST, ROW_UNVERIFIED, rowDirty, rowIs, rowValid, tableFind } from '../local-store/block-table';
 import { deviceRead, deviceRelease, deviceState, OperationState } from '../local-store/device';
 import { ENTRY_LOST, RECORD_BEGINS, RECORD_ENDS, RecordKind } from '../local-store/format';
 import { storeCheckRead } from '../local-store/local-store';
@@ -108,7 +108,7 @@ export function sectorMask(block: u32, lba: u32, count: u32): u8 {
  * or its edges are being read. */
 export function append(lba: u32, count: u32, source: usize, begins: bool, ends: bool): bool {
   if (state == AppendState.ABANDONED && !abandonOn()) return false;
-  if (state == AppendState.IDLE && !begin(lba, count)) return false;
+  if (state == AppendState.IDLE && !begin(lba, count, begins)) return false;
   if (!completeEdge(0) || !completeEdge(1)) return false;
   copyIn(lba, count, source);
   newlyDirty = 0;
@@ -143,10 +143,11 @@ function abandonOn(): bool {
   return true;
 }
 
-function begin(lba: u32, count: u32): bool {
+/** A command that has begun may use a segment more: one of up to 1 MiB is never held up half-way. */
+function begin(lba: u32, count: u32, begins: bool): bool {
   firstBlock = lba / SECTORS_PER_BLOCK;
   blocks = <u32>((<u64>lba + count - 1) / SECTORS_PER_BLOCK) - firstBlock + 1;
-  if (!recordBegin(blocks, SEGMENTS_RESERVED)) return false;
+  if (!recordBegin(blocks, SEGMENTS_RESERVED - (begins ? 0 : 1))) return false;
   state = AppendState.EDGES;
   edgeState[0] = edgeNeeded(firstBlock, lba, count) ? EdgeState.NEEDED : EdgeState.HERE;
   const last = firstBlock + blocks - 1;
@@ -172,7 +173,7 @@ function completeEdge(edge: i32): bool {
   if (slot >= 0 && cacheState(slot) == SlotState.READY) {
     memory.copy(recordData(i), cacheAddress(slot), BLOCK_SIZE);
     edgeValid[edge] = cacheMask(slot);
-  } else if (row != NO_ROW && rowValid(row) != 0) {
+  } else if (row != NO_ROW && rowValid(row) != 0 && !rowIs(row, ROW_UNVERIFIED)) {
     // Not before what lies there is written.
     if (!logWritten()) return false;
     edgeOperation[edge] = deviceRead(rowBlock(row), 1, recordData(i));

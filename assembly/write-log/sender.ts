@@ -8,8 +8,9 @@
 //   arena:  Job[JOBS_MAX] | pad to 4096 | buffers of 128 KiB [JOBS_MAX]
 
 import { cacheAddress, cacheFind, cacheMask, cacheState, SlotState } from '../cache/cache';
+import { changesLearnt } from '../changes/changes';
 import { BLOCK_SIZE, NBD_REQUEST_SIZE_MAX, SECTOR_SIZE, SECTORS_PER_BLOCK } from '../config';
-import { crc32c } from '../imports';
+import { crc32c, sha256 } from '../imports';
 import {
   NO_ROW,
   ROW_HEADER,
@@ -30,21 +31,43 @@ import { storeCheckRead } from '../local-store/local-store';
 import { logNextSequence, logStored, nextSegmentRow, rowBefore, rowBlock, stagedData } from '../local-store/record-log';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { MUTANT, Mutant } from '../mutant';
-import { NbdError, NbdState, nbdRelease, nbdRestart, nbdSetPiece, nbdState, nbdUp, nbdWrite } from '../nbd/client';
+import {
+  NbdError,
+  NbdState,
+  nbdAsk,
+  nbdLeaveOut,
+  nbdRelease,
+  nbdRestart,
+  nbdResult,
+  nbdSetPiece,
+  nbdState,
+  nbdWrite,
+} from '../nbd/client';
+import { placeAsk } from '../nbd/place';
 
 /** Some of the 16 requests are left for reads. */
 export const JOBS_MAX: u32 = 12;
 const JOB_SIZE: u32 = 48;
 const BUFFER_BLOCKS: u32 = NBD_REQUEST_SIZE_MAX / BLOCK_SIZE;
+/** SHA-256 of a block. */
+const HASH_SIZE: u32 = 32;
+/** Jobs, then the hashes of each job's blocks: 12 * 32 * 32 bytes. */
+const HEAD_SIZE: u32 = BLOCK_SIZE + JOBS_MAX * BUFFER_BLOCKS * HASH_SIZE;
 
-export const SENDER_SIZE: u32 = BLOCK_SIZE + JOBS_MAX * NBD_REQUEST_SIZE_MAX;
+assert(HEAD_SIZE % BLOCK_SIZE == 0);
+
+export const SENDER_SIZE: u32 = HEAD_SIZE + JOBS_MAX * NBD_REQUEST_SIZE_MAX;
 
 enum JobState {
   READING = 0,
   /** The data are here. */
   FILLED = 1,
-  SENT = 2,
-  DONE = 3,
+  /** The server is asked which of the blocks it has. */
+  ASKED = 2,
+  /** It has answered, or is not asked: what it lacks is to be sent. */
+  ANSWERED = 3,
+  SENT = 4,
+  DONE = 5,
 }
 
 @unmanaged
@@ -61,7 +84,8 @@ class Job {
   request: i32; // 32
   state: JobState; // 36
   tries: u32; // 40
-  reserved: u32; // 44
+  /** Blocks that the server has, and has written: bit i for block i. */
+  known: u32; // 44
 }
 
 assert(offsetof<Job>() == JOB_SIZE);
@@ -80,10 +104,11 @@ let sector: u32 = 0;
 
 let resetting: bool = false;
 let halted: bool = false;
+let haltedRow: u32 = 0;
 
 export function initSender(arena: usize): void {
   jobs = arena;
-  buffers = arena + BLOCK_SIZE;
+  buffers = arena + HEAD_SIZE;
   jobFirst = jobCount = 0;
   resetting = halted = false;
 }
@@ -103,9 +128,19 @@ export function senderIdle(): bool {
   return jobCount == 0;
 }
 
-/** True when the store has lost what would have to be sent. */
+/** True when the store has lost what would have to be sent: the epoch must not be committed. */
 export function senderHalted(): bool {
   return halted;
+}
+
+/** The row that is lost, while the sender is halted. */
+export function senderHaltedRow(): u32 {
+  return haltedRow;
+}
+
+/** Tries again; senderReset() says from where. */
+export function senderResume(): void {
+  halted = false;
 }
 
 /** Sends from record `from` on, whose header is at `fromRow`, once nothing is on its way any more. */
@@ -129,7 +164,7 @@ export function senderStep(end: u64): bool {
     resetting = false;
     progressed = true;
   }
-  if (halted || !nbdUp()) return progressed;
+  if (halted || !changesLearnt()) return progressed;
   progressed = makeJobs(end) || progressed;
   return sendJobs() || progressed;
 }
@@ -147,6 +182,7 @@ function takeJobs(): bool {
     const job = jobAt(i);
     if (job.state == JobState.READING) any = takeRead(job) || any;
     else if (job.state == JobState.SENT) any = takeAnswer(job) || any;
+    else if (job.state == JobState.ASKED) any = takeKnown(job) || any;
     else if (resetting) job.state = JobState.DONE;
   }
   while (jobCount > 0 && jobAt(0).state == JobState.DONE) {
@@ -197,6 +233,7 @@ function badRead(job: Job, which: u32, address: usize): void {
 function halt(which: u32): void {
   if (halted) return;
   halted = true;
+  haltedRow = which;
   logText('uncommitted data lost by the local store, nothing more is sent');
   logValue('lba', <u64>rowKey(which) * SECTORS_PER_BLOCK);
   logValue('record', sequence);
@@ -218,13 +255,61 @@ function takeAnswer(job: Job): bool {
 
 function sendJobs(): bool {
   let any = false;
+  for (let i: u32 = 0; i < jobCount; i++) any = askOrNot(i) || any;
   for (let i: u32 = 0; i < jobCount; i++) {
     const job = jobAt(i);
     if (job.state >= JobState.SENT) continue;
-    if (job.state == JobState.READING || !send(job)) break;
+    if (job.state != JobState.ANSWERED || !send(job)) break;
     any = true;
   }
   return any;
+}
+
+// Asking: what the server has anywhere need not be sent. An answer writes the blocks, so nothing is asked about that an
+// earlier job has still to write.
+
+/** Asks about the job's blocks if that is of use. True when the job went on. */
+function askOrNot(i: u32): bool {
+  const job = jobAt(i);
+  if (job.state != JobState.FILLED) return false;
+  const whole = job.sector == 0 && job.sectors % SECTORS_PER_BLOCK == 0;
+  if (!placeAsk() || !whole || meetsEarlier(i)) {
+    job.state = JobState.ANSWERED;
+    return true;
+  }
+  const hashes = jobs + BLOCK_SIZE + <usize>((jobFirst + i) % JOBS_MAX) * (BUFFER_BLOCKS * HASH_SIZE);
+  const request = nbdAsk(<u64>rowKey(job.row) * BLOCK_SIZE, job.rows * BLOCK_SIZE);
+  if (request < 0) return false;
+  for (let block: u32 = 0; block < job.rows; block++) {
+    sha256(<usize>job.buffer + block * BLOCK_SIZE, BLOCK_SIZE, hashes + block * HASH_SIZE);
+  }
+  nbdSetPiece(request, 0, hashes);
+  job.request = request;
+  job.state = JobState.ASKED;
+  return true;
+}
+
+function meetsEarlier(i: u32): bool {
+  const from = rowKey(jobAt(i).row);
+  const to = from + jobAt(i).rows;
+  for (let earlier: u32 = 0; earlier < i; earlier++) {
+    const job = jobAt(earlier);
+    const first = rowKey(job.row);
+    if (job.state != JobState.DONE && first < to && from < first + job.rows) return true;
+  }
+  return false;
+}
+
+function takeKnown(job: Job): bool {
+  const state = nbdState(job.request);
+  if (state == NbdState.PENDING) return false;
+  if (state == NbdState.FAILED && !resetting) nbdRestart(NbdError.REQUEST_REFUSED);
+  if (state != NbdState.DONE && !resetting) return false;
+  job.known = <u32>nbdResult(job.request);
+  nbdRelease(job.request);
+  const all = job.rows == 32 ? 0xffffffff : ((<u32>1) << job.rows) - 1;
+  job.state = resetting || (job.known & all) == all ? JobState.DONE : JobState.ANSWERED;
+  return true;
 }
 
 function send(job: Job): bool {
@@ -236,6 +321,7 @@ function send(job: Job): bool {
   for (let piece: u32 = 0; piece * BLOCK_SIZE < length; piece++) {
     nbdSetPiece(request, piece, start + piece * BLOCK_SIZE);
   }
+  if (job.known != 0) nbdLeaveOut(request, job.known);
   job.request = request;
   job.state = JobState.SENT;
   return true;
@@ -314,6 +400,7 @@ function makeJob(end: u64): bool {
   job.sector = sector;
   job.sectors = (rows - 1) * SECTORS_PER_BLOCK + stop - sector;
   job.tries = 0;
+  job.known = 0;
   if (!fill(job)) return false;
   jobCount += 1;
   row += rows - 1;

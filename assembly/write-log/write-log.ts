@@ -11,11 +11,14 @@
 //     it, can only go forward. The same holds for what was merged.
 //   - An epoch ends between two commands.
 
-import { SECTOR_SIZE } from '../config';
+import { changesCommitted, changesLearnt, changesOwn, changesReleased, changesWait } from '../changes/changes';
+import { SECTOR_SIZE, SECTORS_PER_BLOCK } from '../config';
 import { clock_ms } from '../imports';
 import {
+  NO_ROW,
   ROW_HEADER,
   ROW_LIVE,
+  ROW_LOST,
   ROW_VOID,
   rowChecksum,
   rowDirty,
@@ -23,6 +26,7 @@ import {
   rowKey,
   rowUnused,
   rowValid,
+  tableFind,
   tableRows,
 } from '../local-store/block-table';
 import {
@@ -34,13 +38,14 @@ import {
   SEGMENT_RECORD_BLOCKS,
 } from '../local-store/format';
 import { localStoreReady, storeSetCommitted } from '../local-store/local-store';
-import { mergeActive, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
+import { mergeActive, mergePossible, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
 import {
   firstRecord,
   logCommitted,
   logCommitUnsaid,
   logFailed,
   logFreeSegments,
+  logHeadRoom,
   logHeadRow,
   logNeeded,
   logNextSequence,
@@ -56,8 +61,21 @@ import {
   segmentPlace,
 } from '../local-store/record-log';
 import { recoveredDirtyBlocks, recoveredDirtyRecords, recoveredDirtySectors } from '../local-store/recovery';
+import { CONTROL } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
-import { NbdError, NbdState, nbdConnection, nbdFlush, nbdRelease, nbdRestart, nbdState, nbdUp } from '../nbd/client';
+import {
+  NbdError,
+  NbdState,
+  nbdConnection,
+  nbdFlush,
+  nbdRelease,
+  nbdRestart,
+  nbdResult,
+  nbdResult2,
+  nbdState,
+  nbdUp,
+} from '../nbd/client';
+import { placeAgreed, placeRecords } from '../nbd/place';
 import { AcknowledgementPoint, acknowledgementDelayMs, settings } from '../settings';
 import { statistics } from '../statistics';
 import { append, appendAbandon, appendedDirty, appendedSequence, appendStep, initAppend } from './append';
@@ -65,8 +83,11 @@ import {
   initSender,
   SENDER_SIZE,
   senderConfirmed,
+  senderHalted,
+  senderHaltedRow,
   senderIdle,
   senderReset,
+  senderResume,
   senderSequence,
   senderSetEpochEnd,
   senderStep,
@@ -80,6 +101,9 @@ const MERGE_GAIN_MIN: u32 = 10;
 const MERGE_PATIENCE_MS: u32 = 5000;
 /** What is committed is said by a MARK record when nothing else has said it for so long. */
 const MARK_DELAY_MS: u32 = 500;
+
+/** No epoch of a backlog is larger: at 1.5 Mbit/s this takes 6 minutes. */
+const CATCH_UP_MAX: u64 = 64 << 20;
 
 enum FlushState {
   NONE = 0,
@@ -101,8 +125,13 @@ let flushState: FlushState = FlushState.NONE;
 let epochEnd: u64 = 0;
 /** An epoch must not end before this record. */
 let epochFloor: u64 = 0;
+/** Of it, what a merge has set: a server that says what it has committed makes the rest needless. */
+let mergeFloor: u64 = 0;
 let flushRequest: i32 = -1;
 let closeWanted: bool = false;
+/** Size of the epochs of a backlog: doubled by every commit, so that the time of a commit and what is overwritten within an
+ * epoch cost little; halved by every loss of the connection, which sends the epoch again from its start. */
+let catchUpBytes: u64 = 0;
 let connection: u32 = 0;
 
 // The PC's command.
@@ -124,8 +153,10 @@ export function initWriteLog(arena: usize): void {
   flushState = FlushState.NONE;
   flushRequest = -1;
   closeWanted = commandOpen = full = endWanted = merging = holdSending = false;
-  epochFloor = 0;
+  epochFloor = mergeFloor = 0;
+  catchUpBytes = settings.epochSizeBytes;
   connection = nbdConnection();
+  controlled = load<u32>(CONTROL);
   setAcknowledgementPoint(settings.acknowledgementPoint);
 }
 
@@ -155,6 +186,17 @@ export function setAcknowledgementPoint(which: u32): bool {
   point = which;
   statistics.acknowledgementPoint = which;
   return true;
+}
+
+/** The control record's word as it was seen last. */
+let controlled: u32 = 0;
+
+/** Whoever runs the card has switched the point: 1 + which, 0 for the one of the settings. */
+function takeControl(): bool {
+  const wanted = load<u32>(CONTROL);
+  if (wanted == controlled) return false;
+  controlled = wanted;
+  return setAcknowledgementPoint(wanted == 0 ? settings.acknowledgementPoint : wanted - 1);
 }
 
 /** The point in force: as long as little of the log is dirty the card may wait for the server, if it is there. */
@@ -210,7 +252,7 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   if (statistics.lagBytes == 0) statistics.lagSinceMs = clock_ms();
   logSetLagMs(lagMs());
   if (!append(lba, count, source, !commandOpen, !more)) {
-    noteFull();
+    noteFull(lba, count);
     return false;
   }
   full = false;
@@ -223,8 +265,12 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   return true;
 }
 
-function noteFull(): void {
-  if (logFreeSegments() > SEGMENTS_RESERVED) {
+/** The write cannot be taken now. Is that for want of room in the log, or only until the store has written something? */
+function noteFull(lba: u32, count: u32): void {
+  const blocks = <u32>((<u64>lba + count - 1) / SECTORS_PER_BLOCK) - lba / SECTORS_PER_BLOCK + 1;
+  const reserve = SEGMENTS_RESERVED - (commandOpen ? 1 : 0);
+  const free = logFreeSegments();
+  if (free > reserve || (free == reserve && logHeadRoom() >= blocks)) {
     full = false;
     return;
   }
@@ -247,7 +293,7 @@ let endWanted: bool = false;
 
 /** Ends a command that was cut off by the PC: it stays as far as it came. */
 function endCommand(): bool {
-  if (!endWanted || !recordBegin(0, 0)) return false;
+  if (!endWanted || !recordBegin(0, SEGMENTS_RESERVED - 2)) return false;
   recordFinish(RecordKind.WRITE, RECORD_ENDS, 0);
   dirtyRecords += 1;
   endWanted = commandOpen = false;
@@ -260,6 +306,11 @@ export function writeLogFlush(): void {
   logWantStored(logNextSequence() - 1);
 }
 
+/** True while a write waits for room in the log. */
+export function writeLogFull(): bool {
+  return full;
+}
+
 /** True when a write may begin now or when room for it is made: false when the store does not take writes any more. */
 export function writeLogBroken(): bool {
   return logFailed();
@@ -268,7 +319,7 @@ export function writeLogBroken(): bool {
 /** Milliseconds until there is something to do without an event. */
 export function writeLogTimeoutMs(): u32 {
   let timeout: u32 = 0xffffffff;
-  if (dirtyRecords > 0 && flushState == FlushState.NONE && nbdUp()) {
+  if (dirtyRecords > 0 && flushState == FlushState.NONE && changesLearnt()) {
     const age = lagMs();
     timeout = age >= settings.epochAgeMs ? 0 : settings.epochAgeMs - age;
     // It is due, but something else is in the way; whatever that is, its end is an event.
@@ -296,9 +347,13 @@ export function writeLogStep(): bool {
   }
   // First of all: what was the oldest record may not be there any more.
   let progressed = afterMerge();
+  progressed = takeControl() || progressed;
   progressed = appendStep() || progressed;
   progressed = endCommand() || progressed;
   progressed = restartAfterReconnect() || progressed;
+  placeRecords(logCommitted(), logNextSequence() - 1, dirtyRecords > 0);
+  if (changesWait()) progressed = releaseCommitted() || progressed;
+  progressed = resumeAfterLoss() || progressed;
   progressed = mergeWhenFull() || progressed;
   progressed = closeWhenDue() || progressed;
   if (!mergeActive()) progressed = senderStep(sendEnd()) || progressed;
@@ -327,8 +382,31 @@ function restartAfterReconnect(): bool {
 function restart(): void {
   if (flushRequest >= 0) nbdRelease(flushRequest);
   flushRequest = -1;
-  if (flushState == FlushState.SENT) flushState = FlushState.WAITING;
+  if (flushState != FlushState.NONE) catchUpBytes = max(catchUpBytes / 2, <u64>settings.epochSizeBytes);
+  reopenEpoch();
   if (MUTANT != Mutant.RESEND_NOTHING) senderReset(headSequence, headRow);
+}
+
+/** The closed epoch may end elsewhere, but not earlier if the server may have committed it. */
+function reopenEpoch(): void {
+  if (flushState == FlushState.SENT) epochFloor = max(epochFloor, epochEnd);
+  if (flushState != FlushState.NONE) closeWanted = true;
+  flushState = FlushState.NONE;
+}
+
+/** The store has lost something that must be sent. Once the PC has written all of it again, an epoch that holds both copies
+ * makes the loss good: the server never sees the first. */
+function resumeAfterLoss(): bool {
+  if (!senderHalted() || flushState == FlushState.SENT || mergeActive()) return false;
+  const row = senderHaltedRow();
+  if (rowIs(row, ROW_LIVE) && rowIs(row, ROW_LOST)) return false;
+  const newest = rowUnused(row) ? NO_ROW : tableFind(rowKey(row));
+  if (newest != NO_ROW && rowIs(newest, ROW_LOST)) return false;
+  epochFloor = mergeFloor = logNextSequence();
+  reopenEpoch();
+  senderResume();
+  senderReset(headSequence, headRow);
+  return true;
 }
 
 /** Closes the epoch here, between two commands. */
@@ -342,7 +420,7 @@ function closeWhenDue(): bool {
     flushState != FlushState.NONE ||
     (commandOpen && MUTANT != Mutant.TEAR_COMMANDS) ||
     holdSending ||
-    !nbdUp() ||
+    !changesLearnt() ||
     mergeActive()
   )
     return false;
@@ -364,7 +442,8 @@ function setEpochEnd(sequence: u64, row: u32): void {
   flushState = FlushState.WAITING;
 }
 
-/** After a time without a server there is more than one epoch's worth: close after a command that makes the epoch full. */
+/** After a time without a server there is more than one epoch's worth: close after a command that makes the epoch full.
+ * What is overwritten later in the epoch is not sent, so it does not count. */
 function closeAtSize(): void {
   let sequence = headSequence;
   let row = headRow;
@@ -372,16 +451,18 @@ function closeAtSize(): void {
   let open = false;
   while (sequence < logNextSequence()) {
     row = settled(row);
-    if (rowValid(row) == RecordKind.WRITE && !rowIs(row, ROW_VOID)) {
-      const flags = rowDirty(row);
+    if (needsServer(row)) {
+      const flags = rowValid(row) == RecordKind.WRITE ? rowDirty(row) : 0;
       if ((flags & RECORD_BEGINS) != 0) open = true;
       if ((flags & RECORD_ENDS) != 0) open = false;
-      sectors += rowKey(row);
+      sectors += liveSectors(row);
     }
     row = rowAfter(row);
     sequence += 1;
-    const isFull = sectors * SECTOR_SIZE >= <u64>settings.epochSizeBytes;
-    if (isFull && !open && sequence >= epochFloor && sequence < logNextSequence()) {
+    const isFull = sectors * SECTOR_SIZE >= catchUpBytes;
+    // Not before what has been sent already, where an open epoch is.
+    const mayEnd = !open && sequence >= epochFloor && sequence > senderSequence();
+    if (isFull && mayEnd && sequence < logNextSequence()) {
       setEpochEnd(sequence, settled(row));
       return;
     }
@@ -389,14 +470,29 @@ function closeAtSize(): void {
   closeAtHead();
 }
 
+/** Dirty sectors of the record that nothing in the log outdates. */
+function liveSectors(header: u32): u32 {
+  let sectors: u32 = 0;
+  for (let row = header + 1; isData(row); row++) {
+    if (rowIs(row, ROW_LIVE)) sectors += popcnt(<u32>rowDirty(row));
+  }
+  return sectors;
+}
+
 function commit(): bool {
-  if (!nbdUp()) return false;
-  if (flushState == FlushState.WAITING && senderSequence() == epochEnd && senderConfirmed() == epochEnd) {
+  if (!changesLearnt()) return false;
+  const complete = senderSequence() == epochEnd && senderConfirmed() == epochEnd && !senderHalted();
+  if (flushState == FlushState.WAITING && complete) {
+    // The server remembers the number of the last record, and one without data was not waited for to be sent.
+    if (logStored() < epochEnd - 1 && MUTANT != Mutant.SEND_UNSTORED) {
+      logWantStored(epochEnd - 1);
+      return false;
+    }
     if (MUTANT == Mutant.NEVER_COMMIT) {
       release();
       return true;
     }
-    flushRequest = nbdFlush(0);
+    flushRequest = nbdFlush(epochEnd - 1);
     if (flushRequest < 0) return false;
     flushState = FlushState.SENT;
     return true;
@@ -406,9 +502,23 @@ function commit(): bool {
   if (state == NbdState.PENDING) return false;
   if (state == NbdState.FAILED) nbdRestart(NbdError.REQUEST_REFUSED);
   if (state != NbdState.DONE) return false;
+  if (placeAgreed()) changesOwn(nbdResult(flushRequest), nbdResult2(flushRequest));
   nbdRelease(flushRequest);
   flushRequest = -1;
   release();
+  return true;
+}
+
+/** Lets go what the server says to have committed: the answer to a commit was lost. */
+function releaseCommitted(): bool {
+  const upTo = changesCommitted();
+  if (MUTANT != Mutant.RESEND_COMMITTED && upTo >= headSequence) {
+    if (mergeActive() || holdSending || !senderIdle()) return false;
+    setEpochEnd(upTo + 1, logHeadRow());
+    release();
+  }
+  epochFloor = mergeFloor;
+  changesReleased();
   return true;
 }
 
@@ -427,6 +537,7 @@ function release(): void {
   }
   statistics.lagBytes -= min(sectors * SECTOR_SIZE, statistics.lagBytes);
   statistics.epochsCommitted += 1;
+  catchUpBytes = min(catchUpBytes * 2, max(CATCH_UP_MAX, <u64>settings.epochSizeBytes));
   flushState = FlushState.NONE;
   logSetCommitted(epochEnd - 1);
   committedMs = clock_ms();
@@ -506,11 +617,16 @@ function sayCommitted(): bool {
 /** Merges uncommitted blocks, newest copies only, when nothing else makes room. */
 function mergeWhenFull(): bool {
   if (!full) holdSending = false;
-  if (mergeActive() || !full || commandOpen || flushState == FlushState.SENT) return false;
+  if (mergeActive() || !full || flushState == FlushState.SENT) return false;
   if (logFreeSegments() > SEGMENTS_RESERVED || tailIsCommitted()) return false;
   const waited = clock_ms() - max(fullSinceMs, committedMs);
   if (nbdUp() && waited < MERGE_PATIENCE_MS) return false;
-  if (!mergeWorthwhile()) return false;
+  if (!mergeWorthwhile() || !mergePossible()) return false;
+  // What the command has outdated would be gone if the command were voided: a very long one is two from here on.
+  if (commandOpen) {
+    endWanted = true;
+    return endCommand();
+  }
   // Nothing may be on its way out of the segment that goes.
   if (!senderIdle()) {
     if (!holdSending) senderReset(headSequence, headRow);
@@ -518,8 +634,8 @@ function mergeWhenFull(): bool {
     return false;
   }
   // One epoch from now on, to its end: what is moved belongs to both ends of it.
-  if (flushState == FlushState.WAITING) epochFloor = max(epochFloor, epochEnd);
-  flushState = FlushState.NONE;
+  if (flushState == FlushState.WAITING) epochFloor = mergeFloor = max(epochFloor, epochEnd);
+  reopenEpoch();
   closeWanted = true;
   holdSending = false;
   mergeStart();
@@ -545,7 +661,7 @@ function afterMerge(): bool {
   if (!merging || mergeActive()) return false;
   merging = false;
   // What was dropped was outdated by something anywhere in the log: it is all one epoch.
-  if (MUTANT != Mutant.FORGET_MERGE_RULE) epochFloor = logNextSequence();
+  if (MUTANT != Mutant.FORGET_MERGE_RULE) epochFloor = mergeFloor = logNextSequence();
   recountDirtyRecords();
   return true;
 }

@@ -45,6 +45,7 @@ static struct lwip_stream {
   struct pbuf *received; // a chain; the first `offset` bytes of it are taken
   uint16_t offset;
   bool ended; // the peer has closed
+  const struct net_path *waiting; // for an interface that can be used
 } streams[NET_STREAMS_MAX];
 static bool news;
 
@@ -95,10 +96,17 @@ static void on_error(void *argument, err_t error) {
   news = true;
 }
 
-void transport_open(unsigned number, const struct net_path *path) {
-  struct lwip_stream *stream = &streams[number];
+static bool any_usable(void) {
+  for (unsigned i = 0; i < interface_count; i++) {
+    if (netif_is_link_up(&interfaces[i]) && !ip4_addr_isany(netif_ip4_addr(&interfaces[i]))) return true;
+  }
+  return false;
+}
+
+static void connect_stream(struct lwip_stream *stream) {
+  const struct net_path *path = stream->waiting;
   ip_addr_t address;
-  transport_close(number);
+  *stream = (struct lwip_stream){0};
   if (path->kind != PATH_TCP || !ipaddr_aton(path->address, &address)) {
     runtime_log(LOG_WARNING, "network: \"%s\" is not an IPv4 address", path->address);
     return;
@@ -112,11 +120,20 @@ void transport_open(unsigned number, const struct net_path *path) {
   tcp_nagle_disable(pcb);
   *stream = (struct lwip_stream){.pcb = pcb, .state = NET_CONNECTING};
   if (tcp_connect(pcb, &address, path->port, on_connected) != ERR_OK) {
-    // No route: the interfaces have no address yet. The firmware tries again.
+    // No route. The firmware tries again.
     tcp_err(pcb, NULL); // nothing was sent: nobody hears of it
     tcp_abort(pcb);
     forget(stream);
   }
+}
+
+/// While no interface has a link and an address, the stream waits for one: at power-on that takes a moment, and a failure for the log
+/// and a back-off would make it longer. The firmware's own time-out ends the waiting.
+void transport_open(unsigned number, const struct net_path *path) {
+  struct lwip_stream *stream = &streams[number];
+  transport_close(number);
+  *stream = (struct lwip_stream){.state = NET_CONNECTING, .waiting = path};
+  if (any_usable()) connect_stream(stream);
 }
 
 void transport_close(unsigned number) {
@@ -316,6 +333,10 @@ bool network_poll(void) {
   sys_check_timeouts();
   poll_links();
   for (unsigned i = 0; i < NET_STREAMS_MAX; i++) {
+    if (streams[i].waiting != NULL && any_usable()) {
+      connect_stream(&streams[i]);
+      news = true;
+    }
     if (streams[i].pcb != NULL && streams[i].state == NET_OPEN) tcp_output(streams[i].pcb);
   }
   const bool had_news = news;

@@ -1,5 +1,6 @@
 // The card on a Zynq-7000: board.h over its peripherals.
 
+#include <malloc.h>
 #include <mbedtls/ctr_drbg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,7 +33,7 @@ enum {
   NOISE_INTERVAL_US = 100,
 };
 
-extern uint8_t shared_start[], shared_end[];
+extern uint8_t shared_start[], shared_end[], heap_start[], heap_end[];
 static struct shared_memory_head *const head = (struct shared_memory_head *)shared_start;
 
 /// In memory that is neither cached nor cleared, so that it is there after the reset that follows. DDR keeps its content over
@@ -178,6 +179,9 @@ void board_front_end_started(void) {
   size_t length;
   board_linear_memory(&length);
   head->ticks_per_ms = BOARD_PERIPHCLK_HZ / 1000;
+  const struct mallinfo heap = mallinfo();
+  runtime_log(LOG_INFO, "memory: heap=%lu of %lu linear=%lu", (unsigned long)heap.uordblks,
+              (unsigned long)(heap_end - heap_start), (unsigned long)length);
   shared_memory_announce(head, (uint32_t)length);
   barrier();
   doorbell_write(DOORBELL_STARTED);

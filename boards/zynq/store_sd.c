@@ -445,6 +445,9 @@ static void follow_slot(void) {
 }
 
 bool store_sd_poll(void) {
+  // Nothing to do and nothing to hear of, removal included: the usual case, at every look of the main loop.
+  const bool is_idle = !sd.active && sd.taken == sd.added && (sd.interrupts & SIGNALS) == 0;
+  if (is_idle && (sd.ready || sd.blocks == 0)) return store_pending();
   // Removal first: a transfer that ends after it has moved nothing that can be trusted.
   follow_slot();
   if (sd.ready && sd.active) follow_transfer();

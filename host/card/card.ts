@@ -1,6 +1,7 @@
 // A card as the host side sees it: a front end to put on a cable, and something to start, stop and look at.
 
 import type { FrontEnd } from '../front-end/front-end.js';
+import type { AcknowledgementPoint } from './settings.js';
 import type { CardStatistics } from './statistics.js';
 
 export type LogLevel = 'error' | 'warning' | 'info' | 'debug';
@@ -19,4 +20,6 @@ export interface Card {
    * the card off. Resolves to the number of bytes that were not committed. */
   stop(timeoutMs?: number): Promise<number>;
   statistics(): CardStatistics;
+  /** Switches when a write is done, while the card runs; the next power-on goes by the settings again. */
+  setAcknowledgementPoint(point: AcknowledgementPoint): void;
 }

@@ -9,7 +9,13 @@ import { acceleratorImports } from './accelerators.js';
 import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
 import { crc32c } from './crc32c.js';
 import type { NetworkPath } from './network.js';
-import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint, type CardSettings, encodeSettings } from './settings.js';
+import {
+  type AcknowledgementPoint,
+  type CardSettings,
+  CONTROL_OFFSET,
+  encodeControl,
+  encodeSettings,
+} from './settings.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
 import { type BlockStore, DEFAULT_STORE_SIZE, type StoreDevice, storeDevice, storeImports } from './store.js';
 import { FileStore } from './store-file.js';
@@ -44,7 +50,6 @@ export interface InProcessCardOptions {
 interface FirmwareExports {
   init(): number;
   step(): number;
-  set_acknowledgement_point(point: number): number;
 }
 
 export class InProcessCard implements Card {
@@ -129,7 +134,7 @@ export class InProcessCard implements Card {
 
   /** Switches the acknowledgement point while the card runs. */
   setAcknowledgementPoint(point: AcknowledgementPoint): void {
-    this.#firmware.set_acknowledgement_point(ACKNOWLEDGEMENT_POINTS.indexOf(point));
+    this.#bytes.set(encodeControl(point), CONTROL_OFFSET);
     this.#step();
   }
 

@@ -15,6 +15,8 @@ export interface PosixCardOptions extends RemoteCardOptions {
   program: string;
   /** Linear memory in bytes, a multiple of 64 KiB. */
   memorySize?: number;
+  /** How long the card may take until its disk is ready; 15 s. */
+  startTimeoutMs?: number;
   /** Where the crash record is kept; without it, it goes with the card. */
   crashFile?: string;
 }
@@ -49,7 +51,7 @@ export class PosixCard extends RemoteCard {
       memoryFile: file('memory'),
       headOffset: 0,
       doorbell: file('doorbell'),
-      startTimeoutMs: START_TIMEOUT_MS,
+      startTimeoutMs: options.startTimeoutMs ?? START_TIMEOUT_MS,
     };
   }
 }

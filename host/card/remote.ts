@@ -13,6 +13,7 @@ import {
   statSync,
   truncateSync,
   writeFileSync,
+  writeSync,
 } from 'node:fs';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
@@ -22,7 +23,7 @@ import type { FrontEnd } from '../front-end/front-end.js';
 import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
 import { FrontEndLink, readSharedMemoryHead, type SharedMemoryHead } from './front-end-link.js';
 import type { NetworkPath } from './network.js';
-import type { CardSettings } from './settings.js';
+import { type AcknowledgementPoint, type CardSettings, CONTROL_OFFSET, encodeControl } from './settings.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
 import { DEFAULT_STORE_SIZE } from './store.js';
 import { STORE_REFUSALS } from './store-refusals.js';
@@ -185,6 +186,13 @@ export abstract class RemoteCard implements Card {
     await this.#ended;
     this.#release();
     if (this.#launch !== null) rmSync(this.#launch.memoryFile, { force: true });
+  }
+
+  setAcknowledgementPoint(point: AcknowledgementPoint): void {
+    const head = this.#readHead();
+    if (head === null) throw new Error('the card is off');
+    writeSync(this.#file, encodeControl(point), 0, 4, head.linearOffset + CONTROL_OFFSET);
+    this.#socket?.write(RING);
   }
 
   statistics(): CardStatistics {

@@ -109,6 +109,16 @@ export function encodeSettings(settings: CardSettings): Uint8Array {
   return record;
 }
 
+/** Where the control record lies in the firmware's memory (SPEC.md "Control"). */
+export const CONTROL_OFFSET = 0x3400;
+
+/** The control record that switches the acknowledgement point. */
+export function encodeControl(point: AcknowledgementPoint): Uint8Array {
+  const record = Buffer.alloc(4);
+  record.writeUInt32LE(1 + ACKNOWLEDGEMENT_POINTS.indexOf(point), 0);
+  return record;
+}
+
 function positive(field: string, value: number): number {
   if (!Number.isInteger(value) || value < 1 || value > 0xffffffff) {
     throw new Failure(`${field} must be a whole number from 1 to 4294967295, not ${value}`);

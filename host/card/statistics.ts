@@ -3,9 +3,9 @@
 import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint } from './settings.js';
 
 export const STATISTICS_OFFSET = 0x3000;
-export const STATISTICS_SIZE = 208;
+export const STATISTICS_SIZE = 232;
 const MAGIC = 0x53534252; // "RBSS"
-const VERSION = 2;
+const VERSION = 3;
 
 export const LINK_STATES = ['down', 'connecting', 'negotiating', 'up', 'refused'] as const;
 export type LinkState = (typeof LINK_STATES)[number];
@@ -65,6 +65,13 @@ export interface CardStatistics {
   writesFailed: number;
   acknowledgementPoint: AcknowledgementPoint;
   merges: number;
+  /** The image server's generation that the clean blocks are right for; 0: none, or a plain NBD server's. */
+  generation: number;
+  /** Clean blocks forgotten because others had changed them. */
+  blocksForgotten: number;
+  /** Conflicts that were settled on a branch since power-on. */
+  conflicts: number;
+  onBranch: boolean;
 }
 
 /** `nowMs` is the card's clock_ms(). */
@@ -110,5 +117,9 @@ export function decodeStatistics(record: Uint8Array, nowMs: number): CardStatist
     writesFailed: u32(188),
     acknowledgementPoint: ACKNOWLEDGEMENT_POINTS[u32(192)] ?? 'stored',
     merges: u32(196),
+    generation: u64(208),
+    blocksForgotten: u64(216),
+    conflicts: u32(224),
+    onBranch: u32(228) !== 0,
   };
 }

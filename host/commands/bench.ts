@@ -10,7 +10,10 @@ const BENCHMARKS: Record<string, () => Promise<Benchmark>> = {
   ata: async () => (await import('../bench/ata.js')).default,
   nbd: async () => (await import('../bench/nbd.js')).default,
   arm: async () => (await import('../bench/arm.js')).default,
+  cards: async () => (await import('../bench/cards.js')).default,
   store: async () => (await import('../bench/store.js')).default,
+  write: async () => (await import('../bench/write.js')).default,
+  sizing: async () => (await import('../bench/sizing.js')).default,
 };
 
 interface Options {

@@ -6,6 +6,7 @@ import { SingleBar } from 'cli-progress';
 import type { Command } from 'commander';
 import { Failure } from '../failure.js';
 import { connectControl } from '../server/control.js';
+import type { ReplicaReport } from '../server/replica-client.js';
 import { type AdminOperations, type AdminProgress, adminOperations } from '../store/admin.js';
 import type { FilesDiff } from '../store/diff-files.js';
 import { FORMATS, formatOfName } from '../store/qemu-img.js';
@@ -13,6 +14,7 @@ import { DEFAULT_RETENTION } from '../store/retention.js';
 import { Store } from '../store/store.js';
 import { attachImage } from './image-attach.js';
 import { DEFAULT_STORE } from './serve.js';
+import * as verifyPrefix from './verify-prefix.js';
 
 interface Options {
   store: string;
@@ -155,6 +157,30 @@ export function register(program: Command): void {
     const generation = await admin.detach(Number(number), discard !== true);
     print(generation === null ? 'nothing was changed' : `@${generation}`);
   }).option('--discard', 'forget what was changed');
+  const remote = (command: Command): Command =>
+    command
+      .option('--token-file <file>', 'the bearer token for the other server')
+      .option('--ca <file>', 'who has signed its certificate (PEM)');
+  const remoteOptions = ({ tokenFile, ca }: Record<string, unknown>) => ({
+    tokenFile: tokenFile === undefined ? null : path.resolve(String(tokenFile)),
+    caFile: ca === undefined ? null : path.resolve(String(ca)),
+  });
+  const report = ({ generations, blobs, bytes }: ReplicaReport) =>
+    print(`${generations} generations, ${blobs} blocks and tree nodes, ${bytes} bytes`);
+  remote(
+    verb(
+      'push <image> <url>',
+      'send what the server at http(s)://HOST:PORT/NAME has not',
+      async (admin, [name, url], options) => report(await admin.push(name, url, remoteOptions(options))),
+    ),
+  );
+  remote(
+    verb(
+      'pull <url> <image>',
+      'fetch what is missing here of http(s)://HOST:PORT/NAME',
+      async (admin, [url, name], options) => report(await admin.pull(url, name, remoteOptions(options))),
+    ),
+  );
   verb('rollback <image>', 'make the content of IMAGE@GENERATION the next generation', async (admin, [name]) =>
     print(`@${await admin.rollback(name)}`),
   );
@@ -187,6 +213,7 @@ export function register(program: Command): void {
     '--retention <rules>',
     `SPACING:AGE,… youngest first; default ${DEFAULT_RETENTION}; "all:ever" forgets nothing`,
   );
+  verifyPrefix.register(image);
 }
 
 async function withAdmin(options: Options, work: (admin: AdminOperations) => Promise<void>): Promise<void> {

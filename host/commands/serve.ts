@@ -5,7 +5,12 @@ import { failureText } from '../failure.js';
 import { discardAttached } from '../server/attach.js';
 import { OPEN_CONFIG, readConfig } from '../server/config.js';
 import { ControlServer } from '../server/control.js';
+import { apiRoutes } from '../server/http-api.js';
+import { metricsRoute } from '../server/http-metrics.js';
+import { replicationRoutes } from '../server/http-replication.js';
+import { HttpServer } from '../server/http-server.js';
 import { type ListenAddress, parseListen } from '../server/listen.js';
+import { SecondWriters } from '../server/second-writer.js';
 import { ImageServer, type Log } from '../server/server.js';
 import { collectGarbage } from '../store/garbage.js';
 import type { Retention } from '../store/retention.js';
@@ -19,6 +24,7 @@ interface Options {
   store: string;
   listen?: string[];
   config?: string;
+  http?: string;
 }
 
 export function register(program: Command): void {
@@ -27,27 +33,46 @@ export function register(program: Command): void {
     .description('serve the images of a store to any NBD client')
     .option('--store <folder>', 'the image store', DEFAULT_STORE)
     .option('--listen <address...>', `tcp:HOST:PORT or unix:PATH; several are allowed (default: ${DEFAULT_LISTEN})`)
+    .option('--http <address>', 'the HTTP interface: tcp:HOST:PORT or unix:PATH')
     .option('--config <file>', 'identities, rights, TLS, limits, retention: docs/server.md')
     .action(serve);
 }
 
 async function serve(options: Options): Promise<void> {
   const listen = (options.listen ?? [DEFAULT_LISTEN]).map(parseListen);
+  const httpAddress = options.http === undefined ? null : parseListen(options.http);
   const config = options.config === undefined ? OPEN_CONFIG : readConfig(options.config);
   const log: Log = (level, message) => process.stderr.write(`${new Date().toISOString()} ${level} ${message}\n`);
   const store = await Store.open(options.store, { log, access: config.access });
-  const { tls, connectionsMax, connectionsPerClientMax } = config;
-  const server = new ImageServer({ exports: store, listen, log, tls, connectionsMax, connectionsPerClientMax });
+  const { tls, connectionsMax, connectionsPerClientMax, connectionsPerSecond } = config;
+  const exports = config.branchSecondWriter ? new SecondWriters(store) : store;
+  const server = new ImageServer({
+    exports,
+    listen,
+    log,
+    tls,
+    connectionsMax,
+    connectionsPerClientMax,
+    connectionsPerSecond,
+  });
   const control = new ControlServer(store, log);
+  const routes = [
+    ...apiRoutes(store, config),
+    ...replicationRoutes(store, config),
+    metricsRoute({ store, server, http: () => http }),
+  ];
+  const http: HttpServer = new HttpServer({ store, config, configured: options.config !== undefined, routes, log });
   try {
     await server.listen();
     await control.listen(options.store);
+    if (httpAddress !== null) await http.listen(httpAddress);
     warnIfOpen(server.addresses, options.config, log);
     for (const address of server.addresses) {
       process.stdout.write(
         `listening on ${address.kind === 'unix' ? address.path : `${address.host}:${address.port}`}\n`,
       );
     }
+    if (httpAddress !== null) process.stdout.write(`HTTP on ${http.url}\n`);
     const upkeep = setInterval(() => {
       tidy(store, config.retention, log).catch((error: unknown) => log('error', `upkeep: ${failureText(error)}`));
     }, UPKEEP_MS);
@@ -58,6 +83,7 @@ async function serve(options: Options): Promise<void> {
     clearInterval(upkeep);
   } finally {
     await control.close();
+    if (http.address !== null) await http.close();
     await discardAttached(store);
     await server.close();
     await store.close();

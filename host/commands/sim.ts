@@ -1,10 +1,11 @@
 // `ribbon sim`: a PC on a card on an image server, in one command.
 
 import { dirname, join } from 'node:path';
-import { type Command, Option } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint } from '../card/settings.js';
 import { Failure } from '../failure.js';
 import { parseListen } from '../server/listen.js';
+import { type LinkOptions, parseLink } from '../sim/link.js';
 import type { SimOptions } from '../sim/options.js';
 import { CARD_KINDS, ENGINES, PC_KINDS } from '../sim/options.js';
 import { parseSize } from './image.js';
@@ -25,6 +26,9 @@ interface Options {
   server?: string;
   localStores?: string;
   ack?: AcknowledgementPoint;
+  ackDelay?: number;
+  dirtyThreshold?: number;
+  link?: LinkOptions;
   ports?: string;
   listen?: string;
   run?: string;
@@ -71,6 +75,17 @@ export function register(program: Command): void {
         '--ack <point>',
         'when a write is done (default: stored; without a local store remote-received)',
       ).choices(ACKNOWLEDGEMENT_POINTS),
+    )
+    .option('--ack-delay <ms>', 'tell the PC so much later that a write is done', wholeNumber(60_000))
+    .option(
+      '--dirty-threshold <percent>',
+      'while less of the local store is uncommitted, writes wait for remote-stored',
+      wholeNumber(100),
+    )
+    .option(
+      '--link <list>',
+      'the line to the image server: 1.5Mbit,40ms (each way), down@20s,up@60s (after the start); may be repeated',
+      (text: string, before?: LinkOptions) => parseLink(text, before),
     )
     .option('--run <command>', "run a command in the PC's shell, print what it prints, exit with its status")
     .option('--memory <size>', "the PC's memory", DEFAULT_PC_MEMORY)
@@ -128,6 +143,9 @@ function checkOptions(options: Options): SimOptions {
     server: options.server === undefined ? null : parseServer(options.server),
     localStores: options.localStores ?? (options.server === undefined ? join(dirname(options.store), 'cards') : null),
     acknowledgementPoint: options.ack ?? null,
+    acknowledgementDelayMs: options.ackDelay ?? 0,
+    dirtyThresholdPercent: options.dirtyThreshold ?? 0,
+    link: options.link ?? null,
     ports: options.ports === undefined ? null : parsePorts(options.ports),
     listen: options.listen === undefined ? null : parseListen(options.listen),
     run: options.run ?? null,
@@ -150,6 +168,14 @@ function disk(
     return null;
   }
   return { image, ...(serial === undefined ? {} : { serial }), ...(firmware === undefined ? {} : { firmware }) };
+}
+
+function wholeNumber(most: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!/^\d+$/.test(text) || value > most) throw new InvalidArgumentError(`It must be a whole number up to ${most}.`);
+    return value;
+  };
 }
 
 function parseMemory(option: string, text: string, unit: number): number {

@@ -1,7 +1,7 @@
 // The server's configuration file: who may do what, TLS, limits, retention. One JSON object; unknown keys are refused, so that a
 // misspelt right is not silently no right at all (docs/server.md shows one).
 
-import { constants } from 'node:crypto';
+import { constants, createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import tls from 'node:tls';
@@ -23,19 +23,31 @@ export interface TlsSettings {
 
 export interface ServerConfig {
   access: Access;
+  /** Who a bearer token of the HTTP interface stands for; null when nobody's. */
+  identityOfToken(token: string): string | null;
   tls: TlsSettings | null;
   retention: Retention;
   connectionsMax: number;
   connectionsPerClientMax: number;
+  /** New NBD connections from one network address in a second. */
+  connectionsPerSecond: number;
+  /** A second writer goes on in a branch; else it is refused. */
+  branchSecondWriter: boolean;
+  /** HTTP requests of one client (by identity, else address) that are answered in a second. */
+  requestsPerSecond: number;
 }
 
 /** Without a file: everybody may do everything, as is right for a socket that only this machine can reach. */
 export const OPEN_CONFIG: ServerConfig = {
   access: { allows: () => true },
+  identityOfToken: () => null,
   tls: null,
   retention: parseRetention(DEFAULT_RETENTION),
   connectionsMax: 10_000,
   connectionsPerClientMax: 10_000,
+  connectionsPerSecond: 200,
+  branchSecondWriter: false,
+  requestsPerSecond: 1000,
 };
 
 const RANK: Record<Right, number> = { read: 1, write: 2, administer: 3 };
@@ -60,18 +72,25 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
   } catch (error) {
     throw new Failure(`${name}: ${(error as Error).message}`);
   }
-  const top = fields(root, name, ['identities', 'anonymous', 'tls', 'limits', 'retention', 'ask']);
+  const top = fields(root, name, ['identities', 'anonymous', 'tls', 'limits', 'retention', 'secondWriter', 'ask']);
+  const tokens = new Map<string, string>();
   const identities = new Map<string, { key: Buffer | null; rights: Rights }>();
   for (const [identity, value] of Object.entries((top.identities ?? {}) as object)) {
     const where = `${name}: identities.${identity}`;
-    const entry = fields(value, where, ['psk', 'rights']);
+    const entry = fields(value, where, ['psk', 'tokens', 'rights']);
+    for (const hash of tokensOf(entry.tokens, where)) tokens.set(hash, identity);
     identities.set(identity, {
       key: entry.psk === undefined ? null : pskOf(entry.psk, where),
       rights: rightsOf(entry.rights, where),
     });
   }
   const anonymous = top.anonymous === undefined ? {} : rightsOf(top.anonymous, `${name}: anonymous`);
-  const limits = fields(top.limits ?? {}, `${name}: limits`, ['connections', 'connectionsPerClient']);
+  const limits = fields(top.limits ?? {}, `${name}: limits`, [
+    'connections',
+    'connectionsPerClient',
+    'connectionsPerSecond',
+    'requestsPerSecond',
+  ]);
   if (top.ask !== undefined && typeof top.ask !== 'boolean') throw new Failure(`${name}: ask is not true or false`);
   return {
     access: {
@@ -87,6 +106,8 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
         return given !== undefined && RANK[given] >= RANK[right];
       },
     },
+    // By the hash: how long the look-up takes says nothing about the token.
+    identityOfToken: (token) => tokens.get(createHash('sha256').update(token).digest('hex')) ?? null,
     tls:
       top.tls === undefined
         ? null
@@ -94,6 +115,9 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
     retention: parseRetention(top.retention === undefined ? DEFAULT_RETENTION : String(top.retention)),
     connectionsMax: count(limits.connections, 10_000, `${name}: limits.connections`),
     connectionsPerClientMax: count(limits.connectionsPerClient, 10_000, `${name}: limits.connectionsPerClient`),
+    connectionsPerSecond: count(limits.connectionsPerSecond, 200, `${name}: limits.connectionsPerSecond`),
+    branchSecondWriter: secondWriterOf(top.secondWriter, name),
+    requestsPerSecond: count(limits.requestsPerSecond, 1000, `${name}: limits.requestsPerSecond`),
   };
 }
 
@@ -120,6 +144,22 @@ function pskOf(value: unknown, where: string): Buffer {
     throw new Failure(`${where}: psk is 16 to 64 bytes in hexadecimal (openssl rand -hex 32)`);
   }
   return Buffer.from(value, 'hex');
+}
+
+function tokensOf(value: unknown, where: string): string[] {
+  if (value === undefined) return [];
+  if (!Array.isArray(value) || !value.every((it) => typeof it === 'string' && /^sha256:[0-9a-f]{64}$/.test(it))) {
+    throw new Failure(
+      `${where}: tokens is a list of "sha256:" and the hash in hexadecimal (printf %s TOKEN | sha256sum), never the token itself`,
+    );
+  }
+  return value.map((it: string) => it.slice(7));
+}
+
+function secondWriterOf(value: unknown, name: string): boolean {
+  if (value !== undefined && value !== 'refuse' && value !== 'branch')
+    throw new Failure(`${name}: secondWriter is "refuse" or "branch"`);
+  return value === 'branch';
 }
 
 function count(value: unknown, otherwise: number, where: string): number {
@@ -154,7 +194,8 @@ function tlsOf(value: unknown, folder: string, where: string, key: TlsSettings['
     ...(ca === undefined ? {} : { ca }),
     minVersion: 'TLSv1.2',
     // Keys of TLS 1.3 go with SHA-256: with a SHA-384 suite first OpenSSL passes over the key and asks for a certificate.
-    ciphers: `TLS_AES_128_GCM_SHA256:${tls.DEFAULT_CIPHERS}:${PSK_CIPHERS}`,
+    // Node's list ends in !PSK, which would keep every key of TLS 1.2 out for good; -PSK lets ours come behind it.
+    ciphers: `TLS_AES_128_GCM_SHA256:${tls.DEFAULT_CIPHERS.replace('!PSK', '-PSK')}:${PSK_CIPHERS}`,
     honorCipherOrder: true,
     // OpenSSL refuses a key of TLS 1.3 without one when certificates are asked for too.
     sessionIdContext: 'ribbon',

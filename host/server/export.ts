@@ -16,11 +16,12 @@ export class ExportError extends Error {
   }
 }
 
-/** The client may not have this export: `unknown` and `policy` become NBD_REP_ERR_UNKNOWN and NBD_REP_ERR_POLICY. */
+/** The client may not have this export: `unknown` and `policy` become NBD_REP_ERR_UNKNOWN and NBD_REP_ERR_POLICY. A card that gets
+ * `plain` (NBD_REP_ERR_UNSUP) may have it as any client does. */
 export class ExportRefused extends Error {
   override name = 'ExportRefused';
   constructor(
-    readonly reason: 'unknown' | 'policy',
+    readonly reason: 'unknown' | 'policy' | 'plain',
     message: string,
   ) {
     super(message);

@@ -196,7 +196,12 @@ export class NbdNegotiation {
   }
 
   private replyRefused(error: ExportRefused): void {
-    this.reply(error.reason === 'policy' ? nbd.NBD_REP_ERR_POLICY : nbd.NBD_REP_ERR_UNKNOWN, error.message);
+    const types = {
+      unknown: nbd.NBD_REP_ERR_UNKNOWN,
+      policy: nbd.NBD_REP_ERR_POLICY,
+      plain: nbd.NBD_REP_ERR_UNSUP,
+    };
+    this.reply(types[error.reason], error.message);
   }
 
   /** Opens an export and goes on, at once or later; refusals are answered by `refused`. */

@@ -12,6 +12,7 @@ import type { Client, Exports } from './export.js';
 import { type ListenAddress, nbdUri } from './listen.js';
 import { printable } from './nbd-negotiation.js';
 import { NbdSession, type Transport } from './nbd-session.js';
+import { RateLimit } from './rate.js';
 
 export type LogLevel = 'info' | 'warn' | 'error';
 export type Log = (level: LogLevel, message: string) => void;
@@ -24,6 +25,8 @@ export interface ImageServerOptions {
   connectionsMax?: number;
   /** Of these, from one address or identity. */
   connectionsPerClientMax?: number;
+  /** New ones from one network address in a second; more are closed at once. */
+  connectionsPerSecond?: number;
   tls?: TlsSettings | null;
   /** A client must have opened an export within this time. */
   negotiationTimeoutMs?: number;
@@ -37,10 +40,12 @@ export class ImageServer {
   readonly connections = new Set<Connection>();
   connectionsTotal = 0;
   private readonly servers: net.Server[] = [];
+  private readonly rate: RateLimit;
   private readonly log: Log;
 
   constructor(private readonly options: ImageServerOptions) {
     this.log = options.log ?? (() => {});
+    this.rate = new RateLimit(options.connectionsPerSecond ?? 10_000);
   }
 
   async listen(): Promise<void> {
@@ -80,6 +85,12 @@ export class ImageServer {
       return;
     }
     const address = addressOf(socket);
+    // A card whose server was restarted comes back at once, and so do a thousand: they try again after a while.
+    if (socket.remoteAddress !== undefined && !this.rate.take(address)) {
+      this.log('warn', `refused a connection: ${address} connects more than ${this.rate.perSecond} times a second`);
+      socket.destroy();
+      return;
+    }
     let same = 0;
     for (const { client } of this.connections) if (client.address === address) same++;
     if (same >= (this.options.connectionsPerClientMax ?? 10_000)) {
@@ -232,6 +243,7 @@ export class Connection {
           return true;
         }
         const { socket } = connection;
+        if (inside) connection.collect();
         const left = inside ? bytes : writeNow(socket, bytes);
         if (left === null) {
           sent();
@@ -301,6 +313,20 @@ export class Connection {
     inner.on('data', (bytes: Buffer) => {
       this.deliver(bytes);
       if (this.left !== null) inner.pause();
+    });
+  }
+
+  private collecting = false;
+
+  /** Inside TLS every request comes in a record, and an event, of its own: the replies to those that came together leave together. */
+  private collect(): void {
+    if (this.collecting) return;
+    this.collecting = true;
+    const { socket } = this;
+    socket.cork();
+    setImmediate(() => {
+      this.collecting = false;
+      socket.uncork();
     });
   }
 

@@ -1,6 +1,7 @@
 // The terminal of `ribbon sim`: the PC's serial console, as raw as the terminal allows, over a status line.
 //
-// Ctrl-C switches everything off, cleanly. Ctrl-] begins a key for this program: c sends Ctrl-C to the PC, Ctrl-] itself.
+// Ctrl-C switches everything off, cleanly. Ctrl-] begins a key for this program: c sends Ctrl-C to the PC, Ctrl-] itself; the
+// others are the events' own.
 // Without a terminal, standard input is typed into the PC and standard output shows its console.
 
 import { StatusLine } from './status-line.js';
@@ -14,6 +15,8 @@ export interface ConsoleEvents {
   /** The text of the status line. */
   status: () => string;
   onPowerOff: () => void;
+  /** What a key after Ctrl-] does, by letter, and what to tell about it. */
+  keys: Record<string, { help: string; press: () => void }>;
 }
 
 const CTRL_C = 0x03;
@@ -45,7 +48,9 @@ export class Console {
     if (this.#isRaw) process.stdin.setRawMode(true);
     process.stdin.on('data', this.#onInput);
     this.#pc.onSerial = (bytes) => process.stdout.write(bytes);
-    if (this.#isRaw) this.message('Ctrl-C switches the PC off (Ctrl-] c sends it to the PC)');
+    const keys = Object.entries(this.#events.keys).map(([key, { help }]) => `Ctrl-] ${key} ${help}`);
+    const own = 'Ctrl-C switches the PC off (Ctrl-] c sends it to the PC)';
+    if (this.#isRaw) this.message([own, ...keys].join('; '));
     this.#statusLine?.start();
   }
 
@@ -75,6 +80,7 @@ export class Console {
         this.#escaped = false;
         if (byte === 0x63) typed.push(CTRL_C);
         else if (byte === ESCAPE_KEY) typed.push(ESCAPE_KEY);
+        else this.#events.keys[String.fromCharCode(byte)]?.press();
       } else if (byte === ESCAPE_KEY) this.#escaped = true;
       else if (byte === CTRL_C) this.#events.onPowerOff();
       else typed.push(byte);

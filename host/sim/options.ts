@@ -3,6 +3,7 @@
 import type { NetworkPath } from '../card/network.js';
 import type { AcknowledgementPoint } from '../card/settings.js';
 import type { ListenAddress } from '../server/listen.js';
+import type { LinkOptions } from './link.js';
 import type { CardKind, Engine } from './simulation.js';
 
 export { CARD_KINDS, ENGINES } from './simulation.js';
@@ -19,6 +20,9 @@ export interface SimOptions {
   /** Where the cards' local stores are kept; null: nowhere. */
   localStores: string | null;
   acknowledgementPoint: AcknowledgementPoint | null;
+  acknowledgementDelayMs: number;
+  dirtyThresholdPercent: number;
+  link: LinkOptions | null;
   /** Another NBD server instead of the store. */
   server: NetworkPath['address'] | null;
   /** Path of the port socket. */

@@ -3,6 +3,7 @@
 import { statSync } from 'node:fs';
 import path from 'node:path';
 import { buildDemoImage } from '../../tools/demo-image.js';
+import { ACKNOWLEDGEMENT_POINTS } from '../card/settings.js';
 import { DEMO_IMAGE } from '../commands/sim.js';
 import { Failure, failureText } from '../failure.js';
 import { Cable } from '../front-end/cable.js';
@@ -13,7 +14,8 @@ import { GuestShell } from '../pc/shell.js';
 import { V86Pc } from '../pc/v86.js';
 import type { ListenAddress } from '../server/listen.js';
 import { ImageServer } from '../server/server.js';
-import { Console } from './console.js';
+import { Console, type ConsoleEvents } from './console.js';
+import { FREE_LINK } from './link.js';
 import type { SimOptions } from './options.js';
 import { type Disk, type ImageSource, Simulation } from './simulation.js';
 import { formatBytes, formatStatus } from './status-line.js';
@@ -80,6 +82,10 @@ class Run {
         cardMemorySize: this.#options.cardMemorySize,
         localStores: this.#options.localStores,
         acknowledgementPoint: this.#options.acknowledgementPoint,
+        acknowledgementDelayMs: this.#options.acknowledgementDelayMs,
+        dirtyThresholdPercent: this.#options.dirtyThresholdPercent,
+        // Someone at a terminal may want to pull the cable.
+        link: this.#options.link ?? (this.#isInteractive() ? FREE_LINK : null),
         disks,
         images,
       },
@@ -94,6 +100,9 @@ class Run {
         },
       },
     );
+    const { link } = simulation;
+    if (link !== null)
+      link.onChange = (up) => this.#message(`the network cable is ${up ? 'plugged in' : 'pulled out'}`);
     try {
       if (this.#options.pc === 'none') await this.#runPorts(simulation, this.#options.ports as string);
       else if (this.#options.pc === 'nbd') await this.#runNbd(simulation, this.#options.listen as ListenAddress);
@@ -159,10 +168,30 @@ class Run {
     this.#console = new Console(pc, {
       status: () => formatStatus(cards[0].statistics(), server?.generation(disks[0].exportName) ?? null),
       onPowerOff: this.#onSignal,
+      keys: this.#keys(simulation),
     });
     this.#console.start();
     await pc.start();
     await this.#ended;
+  }
+
+  #isInteractive(): boolean {
+    return this.#options.pc === 'v86' && this.#options.run === null && process.stdin.isTTY === true;
+  }
+
+  #keys({ link, cards }: Simulation): ConsoleEvents['keys'] {
+    const keys: ConsoleEvents['keys'] = {};
+    if (link !== null) keys.n = { help: 'pulls the network cable, or plugs it in', press: () => link.set(!link.up) };
+    keys.a = {
+      help: 'switches the acknowledgement point',
+      press: () => {
+        const now = ACKNOWLEDGEMENT_POINTS.indexOf(cards[0].statistics().acknowledgementPoint);
+        const next = ACKNOWLEDGEMENT_POINTS[(now + 1) % ACKNOWLEDGEMENT_POINTS.length];
+        for (const card of cards) card.setAcknowledgementPoint(next);
+        this.#message(`writes are done when they are ${next}`);
+      },
+    };
+    return keys;
   }
 
   async #runCommand(pc: V86Pc, command: string): Promise<void> {

@@ -13,6 +13,7 @@ import { type AcknowledgementPoint, type CardSettings, DEFAULT_SETTINGS } from '
 import { Failure } from '../failure.js';
 import { Cable } from '../front-end/cable.js';
 import { SimulationServer } from './image-server.js';
+import { Link, type LinkOptions } from './link.js';
 
 export interface Disk {
   /** NBD export name. */
@@ -36,6 +37,10 @@ export interface SimulationOptions {
   localStores?: string | null;
   /** When a write is done; without it `stored` on a local store that is kept, else `remote-received`. */
   acknowledgementPoint?: AcknowledgementPoint | null;
+  acknowledgementDelayMs?: number;
+  dirtyThresholdPercent?: number;
+  /** The line between cards and image server; without it they are one machine. */
+  link?: LinkOptions | null;
 }
 
 export interface ImageSource {
@@ -105,6 +110,8 @@ export class Simulation {
   readonly disks: readonly Disk[];
   /** Null when another server is used. */
   readonly server: SimulationServer | null;
+  /** Null when there is none to be slow or to be pulled. */
+  readonly link: Link | null;
   readonly #folder: string;
 
   /** Powers everything on; resolves when the disks are ready. Rejects with a Failure, and nothing is left running. */
@@ -112,6 +119,7 @@ export class Simulation {
     const folder = await mkdtemp(path.join(tmpdir(), 'ribbon-'));
     const cards: Card[] = [];
     let server: SimulationServer | null = null;
+    let link: Link | null = null;
     try {
       let address: NetworkPath['address'];
       if ('store' in options.images) {
@@ -121,19 +129,31 @@ export class Simulation {
       } else {
         address = options.images;
       }
+      if (options.link !== undefined && options.link !== null) {
+        link = new Link(address, options.link);
+        address = { path: path.join(folder, 'line') };
+        await link.listen(address.path);
+      }
       for (const disk of options.disks)
         cards.push(await startCard(options, disk, cards.length as 0 | 1, address, events));
-      return new Simulation(options.disks, cards, server, folder);
+      return new Simulation(options.disks, cards, server, link, folder);
     } catch (error) {
-      await stopAll(cards, server, folder, 0);
+      await stopAll(cards, server, link, folder, 0);
       throw error;
     }
   }
 
-  private constructor(disks: readonly Disk[], cards: readonly Card[], server: SimulationServer | null, folder: string) {
+  private constructor(
+    disks: readonly Disk[],
+    cards: readonly Card[],
+    server: SimulationServer | null,
+    link: Link | null,
+    folder: string,
+  ) {
     this.disks = disks;
     this.cards = cards;
     this.server = server;
+    this.link = link;
     this.#folder = folder;
     this.cable = new Cable(cards.map((card) => card.frontEnd));
   }
@@ -141,7 +161,7 @@ export class Simulation {
   /** Waits until the image server has committed what the PC wrote, at most `timeoutMs`, then powers everything off. Resolves
    * to the number of bytes that were not committed. */
   stop(timeoutMs = 10_000): Promise<number> {
-    return stopAll(this.cards, this.server, this.#folder, timeoutMs);
+    return stopAll(this.cards, this.server, this.link, this.#folder, timeoutMs);
   }
 }
 
@@ -186,6 +206,8 @@ async function startCard(
     // What a local store has that goes with the card is not kept: then a write is done when the image server has it, and a
     // flush when it has committed it.
     acknowledgementPoint: options.acknowledgementPoint ?? (storeFile === null ? 'remote-received' : 'stored'),
+    acknowledgementDelayMs: options.acknowledgementDelayMs ?? 0,
+    dirtyThresholdPercent: options.dirtyThresholdPercent ?? 0,
     // The image may have been changed while the card was off.
     dropCleanCache: true,
     exportName: disk.exportName,
@@ -220,11 +242,13 @@ function localStoreFile(options: SimulationOptions, disk: Disk, deviceNumber: 0 
 async function stopAll(
   cards: readonly Card[],
   server: SimulationServer | null,
+  link: Link | null,
   folder: string,
   timeoutMs: number,
 ): Promise<number> {
   // Whatever fails here, the rest is stopped too.
   const results = await Promise.allSettled(cards.map((card) => card.stop(timeoutMs)));
+  link?.close();
   await server?.stop();
   await rm(folder, { recursive: true, force: true });
   const left = results.map((result) => {

@@ -70,8 +70,16 @@ export function formatStatus(statistics: CardStatistics, generation: number | nu
     `to server ${formatBytes(bytesToServer)}`,
     `generation ${generation ?? '?'}`,
     `link ${linkState}`,
+    `done when ${statistics.acknowledgementPoint}`,
   ];
-  if (lagBytes > 0) parts.push(`not yet on the server ${formatBytes(lagBytes)}`);
+  // Behind, in the three ways that matter: how much is not in the master image, in how many generations, since when.
+  if (lagBytes > 0) {
+    const { lagEpochs, lagMs } = statistics;
+    parts.push(
+      `LAG ${formatBytes(lagBytes)}, ${lagEpochs} epoch${lagEpochs === 1 ? '' : 's'}, ${Math.round(lagMs / 1000)} s`,
+    );
+  } else parts.push('no lag');
+  if (statistics.storeState !== 'ready') parts.push(`LOCAL STORE ${statistics.storeState}`);
   return parts.join(' | ');
 }
 

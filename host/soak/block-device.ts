@@ -10,6 +10,8 @@
 //   bit rot        a stored bit has changed                                    } error, never wrong bytes; what the image
 //   read error     the block cannot be read any more                           } server has is fetched from there
 //   slow           an operation takes up to a second                           time
+//   failed write   ends with an error, and is there or not                     } nothing: it is repeated. Three in a row of
+//   failed flush   ends with an error, and what it was for is not durable      } one operation: the store takes no more writes
 //
 // The device remembers which blocks it has damaged, so that a checker can tell what was forced.
 
@@ -36,9 +38,19 @@ export interface BlockDeviceFaults {
   bitRot: number;
   readError: number;
   slow: number;
+  failedWrite: number;
+  failedFlush: number;
 }
 
-export const NO_FAULTS: BlockDeviceFaults = { lostWrite: 0, misdirectedWrite: 0, bitRot: 0, readError: 0, slow: 0 };
+export const NO_FAULTS: BlockDeviceFaults = {
+  lostWrite: 0,
+  misdirectedWrite: 0,
+  bitRot: 0,
+  readError: 0,
+  slow: 0,
+  failedWrite: 0,
+  failedFlush: 0,
+};
 
 export interface BlockDeviceSettings {
   blocks: number;
@@ -64,7 +76,7 @@ export class SimulatedBlockDevice {
   onCut: () => void = () => {};
   /** Blocks whose content is not what was written to them last, by this device's own fault. */
   readonly damaged = new Set<number>();
-  readonly faultCounts = { lostWrite: 0, misdirectedWrite: 0, bitRot: 0, readError: 0, slow: 0 };
+  readonly faultCounts: Record<keyof BlockDeviceFaults, number> = { ...NO_FAULTS };
   readonly #world: World;
   readonly #settings: BlockDeviceSettings;
   readonly #random: Random;
@@ -86,6 +98,12 @@ export class SimulatedBlockDevice {
     this.#settings = settings;
     this.#random = world.random;
     this.blocks = settings.blocks;
+  }
+
+  /** True when anything that was stored may have been changed by the device itself. */
+  get hasDamaged(): boolean {
+    const { lostWrite, misdirectedWrite, bitRot, readError } = this.faultCounts;
+    return lostWrite + misdirectedWrite + bitRot + readError > 0;
   }
 
   start(operation: BlockOperation): void {
@@ -137,9 +155,18 @@ export class SimulatedBlockDevice {
         }
         return false;
       case 'write':
+        if (this.#happens('failedWrite', this.#settings.faults.failedWrite)) {
+          if (this.#random.chance(0.5)) this.#write(block, memory);
+          return true;
+        }
         this.#write(block, memory);
         return false;
       case 'flush':
+        if (this.#happens('failedFlush', this.#settings.faults.failedFlush)) {
+          // As with Linux's page cache: what could not be written is forgotten, and the next flush succeeds.
+          this.#unflushed = [];
+          return true;
+        }
         for (const write of this.#unflushed) eachBlock(write, (at, data) => this.#durable.set(at, data));
         this.#unflushed = [];
         return false;

@@ -51,6 +51,8 @@ function memoryOf(size: number): WebAssembly.Memory {
   return memory;
 }
 
+const LINK_UP = 3;
+
 export class SimulatedCard {
   /** Of the card as it was powered on last. */
   frontEnd!: FrontEnd;
@@ -71,6 +73,7 @@ export class SimulatedCard {
   #again = false;
   #steps = 0;
   #polls = 0;
+  #jumpedMs = 0;
   #stepsAtUs = -1;
 
   constructor(world: World, network: SimulatedNetwork, options: SimulatedCardOptions) {
@@ -125,6 +128,18 @@ export class SimulatedCard {
     );
   }
 
+  /** The image server's generation that the card has learnt of, with everything before it; 0 when none. */
+  get generation(): number {
+    return (
+      this.#view.getUint32(STATISTICS_OFFSET + 208, true) +
+      this.#view.getUint32(STATISTICS_OFFSET + 212, true) * 2 ** 32
+    );
+  }
+
+  get linkUp(): boolean {
+    return this.#view.getUint32(STATISTICS_OFFSET + 8, true) === LINK_UP;
+  }
+
   get lagEpochs(): number {
     return this.#view.getUint32(STATISTICS_OFFSET + 104, true);
   }
@@ -133,8 +148,19 @@ export class SimulatedCard {
     return (this.clockMs() - this.#view.getUint32(STATISTICS_OFFSET + 108, true)) >>> 0;
   }
 
+  /** StoreState of the statistics. */
+  get storeState(): number {
+    return this.#view.getUint32(STATISTICS_OFFSET + 128, true);
+  }
+
+  /** The clock goes ahead: what was to be done meanwhile is overdue. */
+  jumpClock(ms: number): void {
+    this.#jumpedMs += ms;
+    this.#event();
+  }
+
   clockMs(): number {
-    return (this.#options.clockStartMs + Math.floor(this.#world.nowUs / MS)) >>> 0;
+    return (this.#options.clockStartMs + this.#jumpedMs + Math.floor(this.#world.nowUs / MS)) >>> 0;
   }
 
   /** Something has happened that the firmware should look at. */

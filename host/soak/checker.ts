@@ -2,12 +2,14 @@
 // durable, and says when the two do not go together.
 //
 //   O1  a write is acknowledged only when what the acknowledgement point asks for has happened, and is not lost by any fault
-//       in that point's set (DESIGN.md)
-//   O2  every generation is the base image and a prefix of the PC's commands; it ends inside a command only if the command
-//       is larger than the write log, or was cut short by the PC or by an error
+//       in that point's set (DESIGN.md); so is a flush, which where writes wait for the server waits for a generation
+//   O2  every generation is the base image and a prefix of the PC's commands; it ends inside a command only if that is
+//       longer than 512 KiB, or was cut short by the PC or by an error
 //   O3  that prefix never shrinks, and covers every FLUSH CACHE that was answered
 //   O4  the reported lag is never below the truth
 //   O5  no command takes longer than the PC waits, and none fails, unless the world forced it        (pc.ts)
+//   O6  what an administrator has changed is read once the card has learnt of it; what both have changed goes to a branch,
+//       once, and only then
 //   O7  every read is right
 //   O8  after faults stop, lag reaches zero in about bytes / rate                                     (run.ts)
 //
@@ -23,9 +25,9 @@ import { MS, Violation, type World } from './world.js';
 
 const BLOCK_SECTORS = BLOCK / SECTOR_SIZE;
 
-/** A command up to this size is never torn: it begins with half the write log free (966,656 bytes at least), of which the
- * end of the ring may stay unused because an entry of up to 128 KiB lies in one piece. */
-const WHOLE_COMMAND_BYTES = 320 << 10;
+/** A command up to this size is never torn: one that has begun finds a free segment of 255 blocks in a full log, of which its
+ * headers and the end of the segment before take less than half. A longer one goes on as a new command when the log is full. */
+const WHOLE_COMMAND_BYTES = 512 << 10;
 
 enum Outcome {
   RUNNING,
@@ -45,6 +47,8 @@ interface WriteCommand {
   min: number;
   max: number;
   acknowledgedUs: number;
+  /** The PC did not write this: an administrator did, and this generation holds it. */
+  administrator: number;
   /** Which sectors the image server has received, once or more often. */
   received: Uint8Array | null;
   receivedCount: number;
@@ -74,8 +78,23 @@ export class Checker implements StoreWatcher {
   #dirty = 0;
   /** The newest command that was done when the PC was last told that everything is safe. */
   #safe = 0;
+  /** True when the local store has damaged something that it had stored. Set by the run. */
+  storeDamaged: () => boolean = () => false;
+  /** The card has started from a store that had damaged something: what was at its end may be missing without a trace, and
+   * what the image server has of it is done again differently. From then on only this counts: every sector, read or
+   * committed, is whole and is what some command wrote there. */
+  #lenient = false;
   /** The card reports its lag since then; not while it starts. */
   #reportsSinceUs = Number.POSITIVE_INFINITY;
+  /** Changes of administrators, the oldest first, since the card's base: what each sector was before, and whether the card has
+   * learnt of it. */
+  #changes: { generation: number; number: number; before: Map<number, number>; learnt: boolean }[] = [];
+  /** What sectors were before the card learnt of their change: a command that was running then may still show it. */
+  readonly #lately = new Map<number, number>();
+  conflicts = 0;
+  administrations = 0;
+  /** When the connection that stands now began; infinite while there is none. */
+  #connectedUs = Number.POSITIVE_INFINITY;
   readonly #point: AcknowledgementPoint;
   readonly #mark: Uint32Array;
   #markNumber = 0;
@@ -99,9 +118,118 @@ export class Checker implements StoreWatcher {
     return number;
   }
 
+  // What administrators do
+
+  /** An administrator is about to write; returns the number of the command that stands for it. */
+  administrate(): number {
+    const number = this.#writes.length;
+    this.#writes.push({ ...newWrite(number, 0, 0), outcome: Outcome.UNKNOWN, administrator: -1 });
+    return number;
+  }
+
+  administrated(generation: number, number: number, changed: Blocks): void {
+    this.generations += 1;
+    this.administrations += 1;
+    this.#writes[number].administrator = generation;
+    const before = new Map<number, number>();
+    for (const [block, bytes] of changed) {
+      const words = wordsOf(bytes);
+      for (let i = 0; i < BLOCK_SECTORS; i++) {
+        const lba = block * BLOCK_SECTORS + i;
+        if (lba >= this.#sectors || commandOf(words, i * WORDS, lba) !== number) continue;
+        before.set(lba, this.#image[lba]);
+        this.#setImage(lba, number);
+      }
+    }
+    this.#changes.push({ generation, number, before, learnt: false });
+    this.#world.trace('administrator', `generation ${generation}: write #${number}, ${before.size} sectors`);
+  }
+
+  #setImage(lba: number, number: number): void {
+    const shadow = this.#shadow[lba];
+    if (shadow > this.#image[lba]) this.#dirty -= 1;
+    this.#image[lba] = number;
+    if (shadow > number) this.#dirty += 1;
+  }
+
+  /** The link is up, or not. */
+  connected(up: boolean): void {
+    if (!up) this.#connectedUs = Number.POSITIVE_INFINITY;
+    else if (this.#connectedUs === Number.POSITIVE_INFINITY) this.#connectedUs = this.#world.nowUs;
+  }
+
+  /** The card says that its clean blocks are right for this generation. */
+  learnt(generation: number): void {
+    for (const change of this.#changes) {
+      if (change.learnt || change.generation > generation) continue;
+      change.learnt = true;
+      this.#world.trace('checker', `the card has learnt of generation ${change.generation}`);
+      for (const lba of change.before.keys()) this.#learn(lba, change.number, change.generation);
+    }
+  }
+
+  #learn(lba: number, number: number, generation: number): void {
+    if (this.#lenient) return;
+    const shadow = this.#shadow[lba];
+    const write = this.#writes[shadow];
+    const isOpen = shadow > this.#position && write.administrator === 0;
+    if (isOpen && write.outcome === Outcome.DONE && write.acknowledgedUs < this.#connectedUs) {
+      throw new Violation(
+        'O6',
+        `generation ${generation} of an administrator and write #${shadow}, which was not committed, both changed sector ${lba}: no conflict was reported`,
+      );
+    }
+    // Written after the card had looked at it.
+    if (isOpen) return;
+    if (!this.#lately.has(lba)) this.#lately.set(lba, shadow);
+    this.#setShadow(lba, number);
+  }
+
+  /** The PC begins its next command: whatever it shows from now on is what the card knows. */
+  commandBegins(): void {
+    this.#lately.clear();
+  }
+
+  conflict(base: number): void {
+    this.conflicts += 1;
+    if (this.#lenient) {
+      this.#changes = [];
+      return;
+    }
+    const undone = this.#changes.filter((change) => change.generation > base);
+    this.#changes = this.#changes.filter((change) => change.generation <= base);
+    const blocks = new Set<number>();
+    for (const { before } of undone) for (const lba of before.keys()) blocks.add(Math.floor(lba / BLOCK_SECTORS));
+    let real = false;
+    for (let number = this.#position + 1; number < this.#writes.length && !real; number++) {
+      const { lba, count, administrator } = this.#writes[number];
+      if (administrator !== 0) continue;
+      for (let block = Math.floor(lba / BLOCK_SECTORS); block * BLOCK_SECTORS < lba + count; block++)
+        if (blocks.has(block)) real = true;
+    }
+    if (!real) {
+      throw new Violation(
+        'O6',
+        `a conflict since generation ${base} was reported, but no write of the PC that is not committed meets what was changed`,
+      );
+    }
+    for (const { before, learnt } of undone.reverse()) {
+      if (learnt)
+        throw new Violation('O6', `the card was put on a branch from generation ${base}, and knew a later one`);
+      for (const [lba, number] of before) this.#setImage(lba, number);
+    }
+  }
+
+  /** Is this what an administrator has made of the sector, and the card may or may not show it? */
+  #mayShow(lba: number, number: number): boolean {
+    if (this.#lately.get(lba) === number) return true;
+    return this.#changes.some((change) => !change.learnt && change.number === number && change.before.has(lba));
+  }
+
   /** The PC was told that the write is done. */
   acknowledged(number: number): void {
     const write = this.#writes[number];
+    if (this.#lenient) return;
     const needsServer = this.#point === 'remote-received' || this.#point === 'remote-stored';
     if (needsServer && write.receivedCount < write.count) {
       throw new Violation(
@@ -130,6 +258,7 @@ export class Checker implements StoreWatcher {
 
   /** The PC was told that the write failed, or ended it early. */
   abandoned(number: number): void {
+    if (this.#lenient) return;
     const write = this.#writes[number];
     write.outcome = Outcome.UNKNOWN;
     for (let lba = write.lba; lba < write.lba + write.count; lba++) {
@@ -142,6 +271,12 @@ export class Checker implements StoreWatcher {
   /** FLUSH CACHE was answered, or a write without write cache: everything that was done survives a power cut. */
   flushed(): void {
     this.#safe = this.#newestDone;
+    const needsCommit = this.#point === 'remote-received' || this.#point === 'remote-stored';
+    if (!needsCommit || this.#lenient || this.#newestDone <= this.#position) return;
+    throw new Violation(
+      'O1',
+      `a flush was answered at ${this.#point}, but no generation holds write #${this.#newestDone}, which was done before it`,
+    );
   }
 
   /** The PC has read sectors from `lba` on. */
@@ -153,9 +288,24 @@ export class Checker implements StoreWatcher {
   #readSector(lba: number, words: Uint32Array, at: number): void {
     this.sectorsChecked += 1;
     const number = commandOf(words, at, lba);
+    if (this.#lenient) {
+      if (!this.#isSome(number, words, at, lba)) this.#failRead(lba, words, at);
+      return;
+    }
+    if (this.#changes.length > 0 && number !== this.#shadow[lba] && this.#mayShow(lba, number)) {
+      if (!isSector(words, at, number, lba)) this.#failRead(lba, words, at);
+      return;
+    }
     if (this.#maybe.size > 0 && this.#maybe.has(lba)) this.#resolve(lba, number, words, at);
     else if (number !== this.#shadow[lba]) this.#failRead(lba, words, at);
     if (!isSector(words, at, number, lba)) this.#failRead(lba, words, at);
+  }
+
+  /** Is it whole, and what a command wrote there? */
+  #isSome(number: number, words: Uint32Array, at: number, lba: number): boolean {
+    const write = this.#writes[number];
+    if (number < 0 || write === undefined || !isSector(words, at, number, lba)) return false;
+    return number === 0 || write.administrator !== 0 || (lba >= write.lba && lba < write.lba + write.count);
   }
 
   #failRead(lba: number, words: Uint32Array, at: number): never {
@@ -198,8 +348,13 @@ export class Checker implements StoreWatcher {
    * what was acknowledged at any later point is there. */
   cardRestarted(): void {
     this.powerCuts += 1;
+    this.#lenient ||= this.storeDamaged();
     this.#reportsSinceUs = Number.POSITIVE_INFINITY;
     this.#shadow.set(this.#image);
+    // What the card has not learnt of, it need not show.
+    for (const { before, learnt } of [...this.#changes].reverse())
+      if (!learnt) for (const [lba, number] of before) this.#shadow[lba] = number;
+    this.#lately.clear();
     this.#maybe.clear();
     this.#dirty = 0;
     this.#newestDone = this.#position;
@@ -207,12 +362,14 @@ export class Checker implements StoreWatcher {
   }
 
   #survive(write: WriteCommand): void {
+    if (write.administrator !== 0) return;
     const isSafe = this.#point !== 'received' || write.number <= this.#safe;
     if (write.outcome === Outcome.DONE && !isSafe) {
       this.writesAtRisk += 1;
       write.outcome = Outcome.UNKNOWN;
-      write.min = 0;
     }
+    // What the PC was not told to be done may be undone, though it was seen: as with a disk's write cache.
+    if (write.outcome === Outcome.UNKNOWN) write.min = this.#heldByImage(write);
     for (let i = 0; i < write.count; i++) {
       const lba = write.lba + i;
       if (write.outcome === Outcome.DONE) {
@@ -225,6 +382,13 @@ export class Checker implements StoreWatcher {
       }
     }
     if (write.outcome === Outcome.DONE) this.#newestDone = write.number;
+  }
+
+  /** How far the newest generation holds the command. */
+  #heldByImage({ number, lba, count }: WriteCommand): number {
+    let held = count;
+    while (held > 0 && this.#image[lba + held - 1] !== number) held -= 1;
+    return held;
   }
 
   /** The card has started and answers the PC: from now on its lag counts. */
@@ -263,12 +427,29 @@ export class Checker implements StoreWatcher {
 
   committed(generation: number, changed: Blocks): void {
     this.generations += 1;
+    if (this.#lenient) {
+      this.#checkSome(generation, changed);
+      return;
+    }
     const newest = this.#newestIn(generation, changed);
-    this.#settle(generation, newest, changed);
+    const held = this.#settle(generation, newest, changed);
     this.#compare(generation, changed);
-    this.#advance(generation, newest);
+    this.#advance(generation, newest, held);
     if (this.#world.tracing) {
       this.#world.trace('server', `generation ${generation}: writes up to #${this.#position}, ${changed.size} blocks`);
+    }
+  }
+
+  #checkSome(generation: number, changed: Blocks): void {
+    for (const [block, bytes] of changed) {
+      const words = wordsOf(bytes);
+      for (let i = 0; i < BLOCK_SECTORS; i++) {
+        const lba = block * BLOCK_SECTORS + i;
+        if (lba >= this.#sectors) break;
+        const number = commandOf(words, i * WORDS, lba);
+        if (!this.#isSome(number, words, i * WORDS, lba)) this.#failGeneration(generation, lba, words, i * WORDS);
+        this.#image[lba] = number;
+      }
     }
   }
 
@@ -282,7 +463,7 @@ export class Checker implements StoreWatcher {
         if (lba >= this.#sectors) break;
         const number = commandOf(words, i * WORDS, lba);
         if (number < 0 || number >= this.#writes.length) this.#failGeneration(generation, lba, words, i * WORDS);
-        if (number > newest) newest = number;
+        if (number > newest && this.#writes[number].administrator === 0) newest = number;
       }
     }
     return newest;
@@ -296,15 +477,21 @@ export class Checker implements StoreWatcher {
     );
   }
 
-  /** Decides for every command up to the newest how much of it the generation must hold, and marks its sectors. */
-  #settle(generation: number, newest: number, changed: Blocks): void {
+  /** Decides for every command up to the newest how much of it the generation must hold, and marks its sectors. Returns how
+   * many sectors of the newest it holds. */
+  #settle(generation: number, newest: number, changed: Blocks): number {
     this.#markNumber += 1;
+    let held = this.#writes[newest].count;
     for (let number = newest; number > this.#position; number--) {
-      this.#settleWrite(generation, newest, this.#writes[number], changed);
+      const write = this.#writes[number];
+      if (write.administrator !== 0) continue;
+      const holds = this.#settleWrite(generation, newest, write, changed);
+      if (number === newest) held = Math.min(holds, write.count);
     }
+    return held;
   }
 
-  #settleWrite(generation: number, newest: number, write: WriteCommand, changed: Blocks): void {
+  #settleWrite(generation: number, newest: number, write: WriteCommand, changed: Blocks): number {
     let missing = write.count;
     for (let i = 0; i < write.count; i++) {
       const lba = write.lba + i;
@@ -318,9 +505,14 @@ export class Checker implements StoreWatcher {
       write.min = Math.max(write.min, i + 1);
       this.#mark[lba] = this.#markNumber;
     }
-    if (write.min > Math.min(missing, write.max)) this.#failGap(generation, write, Math.min(missing, write.max));
+    // The rest of a long command may come with the next generation, whatever the PC has been told meanwhile.
+    const mayBeSplit = write.number === newest && write.count * SECTOR_SIZE > WHOLE_COMMAND_BYTES;
+    if (write.min > Math.min(missing, write.max) && !(mayBeSplit && write.outcome === Outcome.DONE)) {
+      this.#failGap(generation, write, Math.min(missing, write.max));
+    }
     // What is not there although later data is will never be.
     if (write.number < newest) write.max = Math.min(write.max, missing);
+    return missing;
   }
 
   #failGap(generation: number, write: WriteCommand, index: number): never {
@@ -357,13 +549,13 @@ export class Checker implements StoreWatcher {
     }
   }
 
-  #advance(generation: number, newest: number): void {
+  #advance(generation: number, newest: number, held: number): void {
     const last = this.#writes[newest];
-    const torn = last.min < last.count && newest > this.#position;
+    const torn = Math.min(last.min, held) < last.count && newest > this.#position;
     if (torn && last.outcome === Outcome.RUNNING && last.count * SECTOR_SIZE <= WHOLE_COMMAND_BYTES) {
       throw new Violation(
         'O2',
-        `generation ${generation} ends inside write #${newest}: ${last.min} of ${last.count} sectors, and the command is still running`,
+        `generation ${generation} ends inside write #${newest}: ${Math.min(last.min, held)} of ${last.count} sectors, and the command is still running`,
       );
     }
     // More of a command that ended early may come with the next generation.
@@ -374,7 +566,7 @@ export class Checker implements StoreWatcher {
 
   /** After every step of the firmware. */
   lag(bytes: number, epochs: number, ms: number): void {
-    if (this.#dirty === 0 || this.#reportsSinceUs === Number.POSITIVE_INFINITY) return;
+    if (this.#lenient || this.#dirty === 0 || this.#reportsSinceUs === Number.POSITIVE_INFINITY) return;
     const truth = this.#dirty * SECTOR_SIZE;
     if (bytes < truth) {
       throw new Violation(
@@ -407,9 +599,10 @@ export class Checker implements StoreWatcher {
 
   /** Everything is drained: the image is what the PC sees. */
   drained(blocks: Blocks): void {
-    for (let lba = 0; lba < this.#sectors; lba++) {
+    for (let lba = 0; lba < this.#sectors && !this.#lenient; lba++) {
       const image = this.#image[lba];
       if (image === this.#shadow[lba] || this.#maybe.get(lba)?.includes(image)) continue;
+      if (this.#changes.some((change) => !change.learnt && change.before.has(lba))) continue;
       throw new Violation(
         'O2',
         `the card reports no lag, but sector ${lba} of the image holds write #${image} and the PC's is #${this.#shadow[lba]}`,
@@ -444,6 +637,7 @@ export class Checker implements StoreWatcher {
   writtenRanges(limit: number): { lba: number; count: number }[] {
     return this.#writes
       .slice(1)
+      .filter(({ count }) => count > 0)
       .reverse()
       .slice(0, limit)
       .map(({ lba, count }) => ({ lba, count }));
@@ -459,6 +653,7 @@ function newWrite(number: number, lba: number, count: number): WriteCommand {
     min: 0,
     max: count,
     acknowledgedUs: 0,
+    administrator: 0,
     received: null,
     receivedCount: 0,
   };

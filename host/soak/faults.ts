@@ -18,8 +18,16 @@ export interface Weather {
   readonly workUs: number;
 }
 
-export interface PowerSwitch {
+export interface CardFaults {
   powerCut(offUs: number): void;
+  clockJump(ms: number): void;
+  /** True when the local store has done something that may show for ever. */
+  readonly storeSuspect: boolean;
+}
+
+export interface Administrators {
+  /** Changes a part of the image. */
+  change(): void;
 }
 
 export class Faults implements Weather {
@@ -28,7 +36,8 @@ export class Faults implements Weather {
   readonly #network: SimulatedNetwork;
   readonly #server: SimulatedServer;
   readonly #store: ImageBackend;
-  readonly #power: PowerSwitch;
+  readonly #card: CardFaults;
+  readonly #administrators: Administrators;
   #waiting: Fault[];
   readonly #starts = new Set<Timer>();
   /** Faults that are there now, with the timer that ends them. */
@@ -41,20 +50,22 @@ export class Faults implements Weather {
     network: SimulatedNetwork,
     server: SimulatedServer,
     store: ImageBackend,
-    power: PowerSwitch,
+    card: CardFaults,
+    administrators: Administrators,
     faults: readonly Fault[],
   ) {
     this.#world = world;
     this.#network = network;
     this.#server = server;
     this.#store = store;
-    this.#power = power;
+    this.#card = card;
+    this.#administrators = administrators;
     this.#waiting = [...faults].sort((a, b) => a.atOperation - b.atOperation || a.number - b.number);
     this.#rate = network.settings.bytesPerSecond;
   }
 
   disturbedSince(sinceUs: number): boolean {
-    return this.#active.size > 0 || this.#lastEndUs >= sinceUs;
+    return this.#active.size > 0 || this.#lastEndUs >= sinceUs || this.#card.storeSuspect;
   }
 
   /** What the card says that it still has to send. */
@@ -110,7 +121,13 @@ export class Faults implements Weather {
         this.#server.crash('gone');
         break;
       case 'power-cut':
-        this.#power.powerCut(fault.durationUs);
+        this.#card.powerCut(fault.durationUs);
+        break;
+      case 'clock-jump':
+        this.#card.clockJump(this.#world.random.below(2 * 3_600_000));
+        break;
+      case 'administrator':
+        this.#administrators.change();
         break;
       case 'unreadable': {
         const from = this.#world.random.below(this.#store.size);

@@ -64,6 +64,10 @@ export interface StoreWatcher {
   received(offset: number, data: Buffer): void;
   /** A generation has become durable: the blocks that it changed. */
   committed(generation: number, changed: Blocks): void;
+  /** A generation that somebody else has made is durable: the sectors that it changed, all written by command `number`. */
+  administrated(generation: number, number: number, changed: Blocks): void;
+  /** The server has put the card on a branch that begins at generation `base`. */
+  conflict(base: number): void;
   /** The store has come back after a crash; this is its newest generation, which has been reported as committed. */
   reopened(blocks: Blocks): void;
 }

@@ -4,7 +4,17 @@
 // What the store says is durable is compared with what it gives: each generation's changed blocks are read through the
 // connection as it commits, and all of them again, from a new connection, after every crash.
 
-import { type Client, type Done, ExportError, type Exports, type Extent, type OpenExport } from '../server/export.js';
+import {
+  type CardHello,
+  type CardPlace,
+  type Client,
+  type Done,
+  ExportError,
+  ExportRefused,
+  type Exports,
+  type Extent,
+  type OpenExport,
+} from '../server/export.js';
 import { noCodec } from '../store/codec.js';
 import type { Files, StoreFile } from '../store/files.js';
 import { type Index, type IndexBatch, MemoryIndex } from '../store/index.js';
@@ -27,12 +37,15 @@ const WALL_CLOCK_MS = 1_700_000_000_000;
 /** A commit that the store has been asked for and that it has not said to be durable: the blocks that it changes. */
 interface OpenCommit {
   blocks: Blocks;
+  /** Of an administrator: the number of the command that stands for it. */
+  administrator: number | null;
 }
 
 export class MerkleStore implements ImageBackend {
   readonly exports: Exports = {
     list: (client) => this.#store?.list(client) ?? [],
     open: (name, client) => this.#open(name, client),
+    placeCard: (name, client, hello) => this.#placeCard(name, client, hello),
   };
   full = false;
   unreadable: { from: number; to: number } | null = null;
@@ -49,6 +62,8 @@ export class MerkleStore implements ImageBackend {
   #commits: OpenCommit[] = [];
   /** The newest generation that was reported durable. */
   #generation = 1;
+  /** The card's image, or the branch that it is on. */
+  #line = EXPORT_NAME;
   /** Every block that was ever written: those that may differ from the base image. */
   readonly #written = new Set<number>();
 
@@ -65,6 +80,54 @@ export class MerkleStore implements ImageBackend {
 
   get busy(): boolean {
     return this.#commits.length > 0;
+  }
+
+  /** The card goes on, on a branch: that is its image from now on. */
+  #conflict(line: string, base: number): void {
+    this.#world.watch(() => {
+      this.#world.trace('server', `conflict: the card is on ${line} from generation ${base}`);
+      if (line === this.#line)
+        throw new Violation('O6', `the card is refused at generation ${base}, and nothing was lost`);
+      this.#line = line;
+      this.#generation = base;
+      this.#watcher.conflict(base);
+    });
+  }
+
+  /** Somebody else writes these blocks of the card's image; false when the server does not let them now. */
+  async administrate(blocks: Blocks, number: number): Promise<boolean> {
+    const store = this.#store;
+    if (store === null) return false;
+    this.#world.promises = true;
+    let opened: OpenExport | null = null;
+    try {
+      opened = await store.open(this.#line, { ...CLIENT, identity: 'administrator' });
+      for (const [block, bytes] of blocks) {
+        await opened.write(block * BLOCK, bytes.subarray(0, Math.min(BLOCK, this.size - block * BLOCK)));
+        this.#written.add(block);
+      }
+      if (this.#store !== store) return false;
+      this.#world.promises = true;
+      await this.commit(blocks, () => opened!.commit(), number);
+      return true;
+    } catch (error) {
+      this.#world.trace('administrator', `not now: ${(error as Error).message}`);
+      return false;
+    } finally {
+      await opened?.close(false);
+    }
+  }
+
+  /** The newest content of a block, when the store is up. */
+  async read(block: number): Promise<Buffer | null> {
+    const store = this.#store;
+    if (store === null) return null;
+    this.#world.promises = true;
+    const opened = await store.open(this.#line, CLIENT);
+    const bytes = Buffer.alloc(BLOCK);
+    await opened.read(block * BLOCK, bytes.subarray(0, Math.min(BLOCK, this.size - block * BLOCK)));
+    await opened.close(false);
+    return bytes;
   }
 
   /** Opens the store on what is left, and looks whether everything that was durable is there. */
@@ -94,8 +157,11 @@ export class MerkleStore implements ImageBackend {
     if (this.#disk !== disk) return;
     if (!store.has(EXPORT_NAME)) await store.images.create(EXPORT_NAME, this.size);
     if (this.#disk !== disk) return;
-    store.on('commit', (_line, generation) => {
-      if (this.#disk === disk) this.#durable(generation);
+    store.on('commit', (line, generation) => {
+      if (this.#disk === disk && line === this.#line && generation > this.#generation) this.#durable(generation);
+    });
+    store.on('conflict', (line, base) => {
+      if (this.#disk === disk) this.#conflict(line, base);
     });
     this.#store = store;
     await this.#recovered(store);
@@ -103,7 +169,12 @@ export class MerkleStore implements ImageBackend {
 
   /** Commits that were under way have become generations or not, in order; nothing else has changed. */
   async #recovered(store: Store): Promise<void> {
-    const head = store.generation(EXPORT_NAME);
+    if (!store.has(this.#line)) throw new Violation('O6', `the branch ${this.#line} is gone`);
+    // A branch whose making was not reported before the crash.
+    const own = Object.values(store.line(EXPORT_NAME).record.cards ?? {}).find((it) => it.branch !== undefined)?.branch;
+    if (own !== undefined && `${EXPORT_NAME}/${own}` !== this.#line)
+      this.#conflict(`${EXPORT_NAME}/${own}`, store.line(`${EXPORT_NAME}/${own}`).record.first);
+    const head = store.generation(this.#line);
     this.#world.trace('store', `open at generation ${head}, ${this.#generation} was reported`);
     if (head < this.#generation) {
       throw new Violation(
@@ -122,7 +193,7 @@ export class MerkleStore implements ImageBackend {
     const blocks: Blocks = new Map();
     const store = this.#store;
     if (store === null) return blocks;
-    const opened = await store.open(EXPORT_NAME, CLIENT);
+    const opened = await store.open(this.#line, CLIENT);
     for (const block of [...this.#written].sort((a, b) => a - b)) {
       const bytes = Buffer.alloc(BLOCK);
       await opened.read(block * BLOCK, bytes.subarray(0, Math.min(BLOCK, this.size - block * BLOCK)));
@@ -148,7 +219,8 @@ export class MerkleStore implements ImageBackend {
         throw new Violation('O2', `generation ${generation} after ${this.#generation}, and nobody has committed it`);
       }
       this.#generation = generation;
-      this.#watcher.committed(generation, commit.blocks);
+      if (commit.administrator === null) this.#watcher.committed(generation, commit.blocks);
+      else this.#watcher.administrated(generation, commit.administrator, commit.blocks);
     });
   }
 
@@ -158,6 +230,14 @@ export class MerkleStore implements ImageBackend {
     const opened = store.open(name, client);
     const wrap = (inner: OpenExport): OpenExport => new WatchedExport(this, inner);
     return opened instanceof Promise ? opened.then(wrap) : wrap(opened);
+  }
+
+  async #placeCard(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
+    const store = this.#store;
+    if (store === null) throw new ExportRefused('policy', 'the server is starting');
+    this.#world.promises = true;
+    const place = await store.placeCard(name, client, hello);
+    return { ...place, export: place.export === null ? null : new WatchedExport(this, place.export) };
   }
 
   // For the exports.
@@ -170,8 +250,12 @@ export class MerkleStore implements ImageBackend {
   }
 
   /** A commit is handed to the store with these blocks changed. */
-  commit(blocks: Blocks, inner: OpenExport): Done {
-    const commit = { blocks };
+  commit<T>(
+    blocks: Blocks,
+    work: () => Promise<T> | undefined,
+    administrator: number | null = null,
+  ): Promise<T> | undefined {
+    const commit: OpenCommit = { blocks, administrator };
     this.#commits.push(commit);
     this.#world.promises = true;
     const failed = (error: unknown): never => {
@@ -179,7 +263,7 @@ export class MerkleStore implements ImageBackend {
       throw error;
     };
     try {
-      return inner.commit()?.catch(failed);
+      return work()?.catch(failed);
     } catch (error) {
       return failed(error);
     }
@@ -242,6 +326,31 @@ class WatchedExport implements OpenExport {
 
   commit(): Done {
     if (this.#epoch.size === 0) return this.#inner.commit();
+    const commit = (blocks: Blocks): Done => this.#backend.commit(blocks, () => this.#inner.commit());
+    const blocks = this.#changed();
+    return blocks instanceof Promise ? blocks.then(commit) : commit(blocks);
+  }
+
+  async commitCard(upTo: number): Promise<{ generation: number; id: string }> {
+    const blocks = await this.#changed();
+    return this.#backend.commit(blocks, () => this.#inner.commitCard!(upTo))!;
+  }
+
+  get lostReason(): string | null {
+    return this.#inner.lostReason ?? null;
+  }
+
+  async writeKnown(offset: number, hash: Buffer): Promise<boolean> {
+    if (!(await this.#inner.writeKnown!(offset, hash))) return false;
+    const bytes = Buffer.alloc(Math.min(BLOCK, this.size - offset));
+    await this.#inner.read(offset, bytes);
+    this.#epoch.add(offset / BLOCK);
+    this.#backend.received(offset, bytes);
+    return true;
+  }
+
+  /** The blocks of the open epoch, which is over. */
+  #changed(): Blocks | Promise<Blocks> {
     const blocks: Blocks = new Map();
     const waits: Promise<void>[] = [];
     for (const block of this.#epoch) {
@@ -251,12 +360,8 @@ class WatchedExport implements OpenExport {
       const done = this.#inner.read(offset, bytes.subarray(0, Math.min(BLOCK, this.size - offset)));
       if (done !== undefined) waits.push(done);
     }
-    return waits.length === 0 ? this.#commit(blocks) : Promise.all(waits).then(() => this.#commit(blocks));
-  }
-
-  #commit(blocks: Blocks): Done {
     this.#epoch.clear();
-    return this.#backend.commit(blocks, this.#inner);
+    return waits.length === 0 ? blocks : Promise.all(waits).then(() => blocks);
   }
 
   metaContexts(query: string): string[] {

@@ -4,24 +4,31 @@
 import { SimulatedBlockDevice } from './block-device.js';
 import { SimulatedCard } from './card.js';
 import { Checker } from './checker.js';
-import { SECTOR_SIZE, setBase } from './content.js';
-import { Faults } from './faults.js';
+import { fillSector, SECTOR_SIZE, setBase, WORDS } from './content.js';
+import { type CardFaults, Faults } from './faults.js';
 import { guarded, type Replacements } from './guard.js';
-import { type ImageBackend, MemoryStore } from './memory-store.js';
+import { BLOCK, type Blocks, type ImageBackend, MemoryStore } from './memory-store.js';
 import { MerkleStore } from './merkle-store.js';
-import { SimulatedNetwork } from './network.js';
+import { type NetworkSettings, SimulatedNetwork } from './network.js';
 import { SimulatedPc } from './pc.js';
 import type { Operation, Scenario } from './scenario.js';
 import { SimulatedServer } from './server.js';
 import { MS, SECOND, type Timer, Violation, World } from './world.js';
 
+const BLOCK_SECTORS = BLOCK / SECTOR_SIZE;
+
 /** What draining may take besides moving the bytes: the card's back-off (15 s), a silence that it must notice (10 s), the
  * server's patience with a writer that is gone (25 s), commits. */
 const DRAIN_US = 60 * SECOND;
+/** From the smallest epoch of 16 KiB, doubled each time, to as much as any local store of a run holds: 40 MiB. */
+const COMMITS = 12;
 /** A run that has not ended after so much simulated time runs in circles. */
 const RUN_MAX_US = 6 * 3600 * SECOND;
 /** Events of a run: far more than any needs. */
 const READ_BACK_SECTORS = 4096;
+/** StoreState of the firmware. */
+const STORE_REFUSED = 2;
+const STORE_FAILED = 3;
 
 export interface RunOptions {
   firmware: WebAssembly.Module;
@@ -64,6 +71,11 @@ export async function run(scenario: Scenario, options: RunOptions): Promise<RunR
   return simulation.result(violation);
 }
 
+/** Bytes a second: no faster than the line, and than a window each round trip. */
+function rateOf({ bytesPerSecond, windowBytes, latencyUs, jitterUs }: NetworkSettings): number {
+  return Math.min(bytesPerSecond, (windowBytes * SECOND) / (2 * latencyUs + jitterUs));
+}
+
 class Simulation {
   readonly #world: World;
   readonly #scenario: Scenario;
@@ -76,6 +88,9 @@ class Simulation {
   readonly #faults: Faults;
   readonly #pc: SimulatedPc;
   #lastOperation = -1;
+  #storeRefused = false;
+  /** Merges of power-ons that are over. */
+  #merges = 0;
   /** Power is off until then. */
   #powerOnUs = 0;
 
@@ -103,15 +118,49 @@ class Simulation {
       clockStartMs,
       store,
     });
-    const power = { powerCut: (offUs: number) => this.#powerCut(offUs) };
-    this.#faults = new Faults(world, this.#network, this.#server, this.#store, power, scenario.faults);
+    const isSuspect = (): boolean => this.#isSuspect();
+    const power: CardFaults = {
+      powerCut: (offUs) => this.#powerCut(offUs),
+      clockJump: (ms) => this.#card.jumpClock(ms),
+      get storeSuspect() {
+        return isSuspect();
+      },
+    };
+    this.#checker.storeDamaged = () => this.#device.hasDamaged;
+    const administrators = { change: () => this.#administrate() };
+    this.#faults = new Faults(world, this.#network, this.#server, this.#store, power, administrators, scenario.faults);
     this.#faults.lagBytes = () => this.#card.lagBytes;
     this.#pc = new SimulatedPc(world, this.#faults, this.#checker, scenario);
     this.#pc.onOperation = (number) => {
       this.#lastOperation = number;
+      this.#checker.commandBegins();
       this.#faults.operation(number);
     };
-    this.#card.onStep = () => this.#checker.lag(this.#card.lagBytes, this.#card.lagEpochs, this.#card.lagMs);
+    this.#card.onStep = () => {
+      this.#checker.connected(this.#card.linkUp);
+      this.#checker.learnt(this.#card.generation);
+      this.#checker.lag(this.#card.lagBytes, this.#card.lagEpochs, this.#card.lagMs);
+      if (this.#card.storeState === STORE_REFUSED) this.#refused();
+    };
+  }
+
+  /** The local store has done what it must not do, or takes no more writes: errors may follow for ever. */
+  #isSuspect(): boolean {
+    const { failedWrite, failedFlush } = this.#device.faultCounts;
+    const mayFail = failedWrite + failedFlush >= 3 && this.#card.powered && this.#card.storeState === STORE_FAILED;
+    return this.#device.hasDamaged || mayFail;
+  }
+
+  /** The card does not use its store any more. That is right for one that has lost what it had stored; the run ends. */
+  #refused(): void {
+    const { storeError } = this.#card.statistics();
+    const { failedWrite, failedFlush } = this.#device.faultCounts;
+    this.#world.trace('run', `local store refused: ${storeError}`);
+    if (!this.#device.hasDamaged && failedWrite + failedFlush === 0) {
+      throw new Violation('O1', `the local store is refused (${storeError}) although it has lost nothing`);
+    }
+    this.#storeRefused = true;
+    this.#world.stop();
   }
 
   async run(): Promise<void> {
@@ -149,6 +198,27 @@ class Simulation {
     };
   }
 
+  /** Somebody else writes blocks of the image: some that the PC has written, some anywhere. */
+  #administrate(): void {
+    const { random } = this.#world;
+    const store = this.#store;
+    if (!(store instanceof MerkleStore)) return;
+    const sectors = Math.floor(this.#scenario.imageBytes / SECTOR_SIZE);
+    const blocks = Math.floor(sectors / BLOCK_SECTORS);
+    const recent = this.#checker.writtenRanges(20);
+    const chosen: Blocks = new Map();
+    const number = this.#checker.administrate();
+    for (let count = random.between(1, 20); count > 0; count--) {
+      const near = recent.length > 0 && random.chance(0.5) ? random.pick(recent) : null;
+      const lba = near === null ? random.below(sectors) : near.lba + random.below(near.count);
+      const block = Math.min(Math.floor(lba / BLOCK_SECTORS), blocks - 1);
+      const words = new Uint32Array(BLOCK_SECTORS * WORDS);
+      for (let i = 0; i < BLOCK_SECTORS; i++) fillSector(words, i * WORDS, number, block * BLOCK_SECTORS + i);
+      chosen.set(block, Buffer.from(words.buffer));
+    }
+    store.administrate(chosen, number).catch((error: unknown) => this.#world.fail(error));
+  }
+
   // Power
 
   #powerOn(): void {
@@ -161,6 +231,7 @@ class Simulation {
   #powerCut(offUs: number): void {
     this.#powerOnUs = Math.max(this.#powerOnUs, this.#world.nowUs + Math.max(offUs, 100 * MS));
     if (!this.#card.powered) return;
+    this.#merges += this.#card.statistics().merges;
     this.#pc.powerOff();
     this.#card.powerOff();
     this.#device.powerCut();
@@ -189,8 +260,9 @@ class Simulation {
     this.#faults.stop();
     const { settings, store, network } = this.#scenario;
     const lag = this.#card.lagBytes;
-    const moveUs = (2 * lag * SECOND) / network.bytesPerSecond;
-    const commitUs = 4 * (store.commitUs + store.commitJitterUs) + 2 * settings.epochAgeMs * MS;
+    const moveUs = (2 * lag * SECOND) / rateOf(network);
+    // Epochs grow, so a backlog takes few of them.
+    const commitUs = COMMITS * (store.commitUs + store.commitJitterUs) + 2 * settings.epochAgeMs * MS;
     const limitUs = DRAIN_US + moveUs + commitUs + 20 * (network.latencyUs + network.jitterUs);
     world.trace('run', `calm: lag ${lag} bytes, to be gone within ${(limitUs / SECOND).toFixed(1)} s`);
     const startedUs = world.nowUs;
@@ -198,6 +270,10 @@ class Simulation {
       if (this.#card.lagBytes === 0) {
         world.trace('run', `drained after ${((world.nowUs - startedUs) / MS).toFixed(0)} ms`);
         this.#drained();
+      } else if (world.nowUs - startedUs > limitUs && this.#isSuspect()) {
+        // What was lost cannot be sent, nor what was written after it.
+        world.trace('run', `not drained: the local store has lost what it had stored`);
+        this.#readBack();
       } else if (world.nowUs - startedUs > limitUs) {
         const { linkState, linkError } = this.#card.statistics();
         throw new Violation(
@@ -245,6 +321,18 @@ class Simulation {
     this.#pc.go(operations);
   }
 
+  /** By name: the world's faults, the local store's with `store-` before, and what came of them. */
+  #faultCounts(): Map<string, number> {
+    const counts = new Map<string, number>(this.#faults.counts);
+    for (const [fault, count] of Object.entries(this.#device.faultCounts)) {
+      if (count > 0) counts.set(`store-${fault.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`, count);
+    }
+    const merges = this.#merges + (this.#card.powered ? this.#card.statistics().merges : 0);
+    if (merges > 0) counts.set('log-merged', merges);
+    if (this.#storeRefused) counts.set('store-refused', 1);
+    return counts;
+  }
+
   result(violation: Violation | null): RunResult {
     const { counters } = this.#pc;
     return {
@@ -262,7 +350,7 @@ class Simulation {
       powerCuts: this.#checker.powerCuts,
       writesAtRisk: this.#checker.writesAtRisk,
       connections: this.#network.opens,
-      faults: this.#faults.counts,
+      faults: this.#faultCounts(),
     };
   }
 }

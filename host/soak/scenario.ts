@@ -10,7 +10,7 @@
 import type { CardSettings } from '../card/settings.js';
 import { ACKNOWLEDGEMENT_POINTS, DEFAULT_SETTINGS } from '../card/settings.js';
 import { Random } from '../fuzz/random.js';
-import { type BlockDeviceSettings, NO_FAULTS } from './block-device.js';
+import { type BlockDeviceFaults, type BlockDeviceSettings, NO_FAULTS } from './block-device.js';
 import { SECTOR_SIZE } from './content.js';
 import { EXPORT_NAME, type StoreFaults } from './memory-store.js';
 import type { NetworkSettings } from './network.js';
@@ -72,7 +72,11 @@ export type FaultKind =
   | 'machine-lost'
   | 'disk-full'
   | 'unreadable'
-  | 'power-cut';
+  | 'power-cut'
+  /** The card's clock jumps ahead by up to two hours. */
+  | 'clock-jump'
+  /** Somebody else changes the image. */
+  | 'administrator';
 
 export interface Fault {
   kind: FaultKind;
@@ -108,7 +112,7 @@ export const OPERATIONS = 300;
 /** The PC gives up a command after this: Linux's libata. */
 export const PC_TIMEOUT_US = 30 * SECOND;
 
-const FAULT_KINDS: FaultKind[] = [
+export const FAULT_KINDS: FaultKind[] = [
   'break',
   'block-up',
   'block-down',
@@ -119,6 +123,7 @@ const FAULT_KINDS: FaultKind[] = [
   'disk-full',
   'unreadable',
   'power-cut',
+  'clock-jump',
 ];
 
 const OTHER_KINDS: OtherOperation['kind'][] = [
@@ -173,6 +178,7 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
   };
   drawOperations(random, scenario, length);
   drawFaults(random, scenario);
+  drawAdministrators(new Random(seed ^ 0xad317), scenario);
   return scenario;
 }
 
@@ -200,8 +206,20 @@ function drawDevice(random: Random): BlockDeviceSettings {
     operationUs: random.pick([20, 300, 2 * MS]),
     blockUs: random.pick([2, 50, 250]),
     flushUs: random.pick([100, 2 * MS, 20 * MS]),
-    faults: { ...NO_FAULTS, slow: random.pick([0, 0, 0.001]) },
+    faults: drawDeviceFaults(random),
   };
+}
+
+/** In most runs the device damages nothing: then every promise holds without exception. */
+function drawDeviceFaults(random: Random): BlockDeviceFaults {
+  const faults = { ...NO_FAULTS, slow: random.pick([0, 0, 0.001]) };
+  if (random.chance(0.2)) {
+    faults.failedWrite = random.pick([0.0001, 0.003, 0.02]);
+    faults.failedFlush = random.pick([0, 0.003, 0.02]);
+  }
+  if (!random.chance(0.25)) return faults;
+  const chance = (): number => (random.chance(0.5) ? random.pick([0.0003, 0.002, 0.01]) : 0);
+  return { ...faults, lostWrite: chance(), misdirectedWrite: chance(), bitRot: chance(), readError: chance() };
 }
 
 /** How this run's PC uses its disk. */
@@ -298,8 +316,29 @@ function drawData(random: Random, habits: Habits, sectors: number, next: number)
   return operation;
 }
 
+/** A PC in a place with bad power: it goes again and again, while something is on its way to the store. */
+function drawPowerCuts(random: Random, scenario: Scenario): void {
+  const count = random.between(2, 12);
+  const withinUs = random.pick([300, 3 * MS, 30 * MS, 300 * MS]);
+  const near = scenario.operations.filter(({ kind }) => kind === 'flush' || kind === 'write' || kind === 'standby');
+  for (let number = 0; number < count && near.length > 0; number++) {
+    // Often the next one comes before much has happened.
+    const at = random.below(near.length);
+    for (const again of random.chance(0.5) ? [0, random.between(1, 3)] : [0]) {
+      scenario.faults.push({
+        kind: 'power-cut',
+        number: 1000 + 2 * number + Math.min(again, 1),
+        atOperation: near[Math.min(at + again, near.length - 1)].number,
+        delayUs: random.below(withinUs),
+        durationUs: random.below(200 * MS),
+      });
+    }
+  }
+}
+
 function drawFaults(random: Random, scenario: Scenario): void {
   const kinds = random.chance(0.1) ? [] : subset(random, FAULT_KINDS, 0.4);
+  if (random.chance(0.2)) drawPowerCuts(random, scenario);
   if (kinds.length === 0) return;
   const operations = scenario.operations.length;
   const count = random.between(1, Math.max(1, Math.round(operations / random.pick([20, 50, 100]))));
@@ -310,6 +349,25 @@ function drawFaults(random: Random, scenario: Scenario): void {
       atOperation: random.below(operations),
       delayUs: random.below(random.pick([100, 5 * MS, 500 * MS, 3 * SECOND])),
       durationUs: random.below(random.pick([10 * MS, 1 * SECOND, 15 * SECOND, 60 * SECOND])),
+    });
+  }
+}
+
+/** Somebody else changes the image while the PC works; a chance of its own, so that the rest of a scenario does not depend on it. */
+function drawAdministrators(random: Random, scenario: Scenario): void {
+  if (scenario.storeKind !== 'merkle' || random.chance(0.5)) return;
+  scenario.settings.deflate = random.chance(0.7);
+  scenario.settings.ask = random.chance(0.7);
+  const operations = scenario.operations.length;
+  const first = scenario.faults.length;
+  const count = random.between(1, Math.max(1, Math.round(operations / random.pick([15, 40, 100]))));
+  for (let number = first; number < first + count; number++) {
+    scenario.faults.push({
+      kind: 'administrator',
+      number,
+      atOperation: random.below(operations),
+      delayUs: random.below(random.pick([100, 5 * MS, 500 * MS, 3 * SECOND])),
+      durationUs: 3 * SECOND,
     });
   }
 }

@@ -2,6 +2,7 @@
 
 import { Failure } from '../failure.js';
 import { type AttachInfo, attach, detach } from '../server/attach.js';
+import { pull, push, type RemoteOptions, type ReplicaReport } from '../server/replica-client.js';
 import { type MergeBase, mergeBase } from './ancestry.js';
 import type { CardState } from './cards.js';
 import { diffFiles, type FilesDiff } from './diff-files.js';
@@ -42,6 +43,9 @@ export interface AdminOperations {
   mergeBase(a: string, b: string): Promise<MergeBase | null>;
   attach(name: string): Promise<AttachInfo>;
   detach(id: number, commit: boolean): Promise<number | null>;
+  /** The image or branch to, or from, another server: `url` ends in its name there. */
+  push(name: string, url: string, options: RemoteOptions): Promise<ReplicaReport>;
+  pull(url: string, name: string, options: RemoteOptions): Promise<ReplicaReport>;
   rollback(name: string): Promise<number>;
   rename(from: string, to: string): Promise<void>;
   rm(name: string, force: boolean): Promise<void>;
@@ -66,6 +70,8 @@ export const ADMIN_VERBS = [
   'mergeBase',
   'attach',
   'detach',
+  'push',
+  'pull',
   'rollback',
   'rename',
   'rm',
@@ -129,6 +135,11 @@ export function adminOperations(store: Store, who: string, onProgress: AdminProg
     },
     attach: async (name) => attach(store, name, who),
     detach: async (id, commit) => detach(store, id, commit),
+    push: async (name, url, options) => push(store, name, url, options, onProgress),
+    pull: async (url, name, options) => {
+      checkLineName(name);
+      return pull(store, name, url, options, who, onProgress);
+    },
     rollback: async (name) => {
       const { line, at } = generationName(name);
       if (at === null) throw new Failure(`say to which generation: rollback ${line}@GENERATION`);

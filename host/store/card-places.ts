@@ -6,7 +6,7 @@ import { type CardHello, type CardPlace, type Client, ExportRefused } from '../s
 import { CARDS_MAX, type CardState, judgeCard } from './cards.js';
 import { idOf, type Line } from './line.js';
 import { LineExport } from './line-export.js';
-import { imageOf } from './names.js';
+import { imageOf, parseExportName } from './names.js';
 import type { Store } from './store.js';
 
 export class CardPlaces {
@@ -14,10 +14,13 @@ export class CardPlaces {
 
   /** Where a card that connects belongs; opens it there. What was committed for the card is digested first, so that it is known. */
   async place(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
+    if ((parseExportName(name)?.at ?? null) !== null)
+      throw new ExportRefused('plain', 'a generation that does not change');
     const image = this.store.lines.get(name);
     if (image === undefined || !this.store.allows(client, name, 'read'))
       throw new ExportRefused('unknown', 'there is no such export, or you may not read it');
-    if (!this.store.allows(client, name, 'write')) throw new ExportRefused('policy', 'a card must be allowed to write');
+    if (!this.store.allows(client, name, 'write'))
+      throw new ExportRefused('plain', 'read-only: nothing is kept for this card');
     if (this.store.isClosing || image.moving) throw new ExportRefused('policy', 'the server is busy, try again');
     if (image.record.cards?.[hello.card]?.leaving === true && !hello.dirty) {
       await this.store.images.changeLine(image, (it) => {

@@ -80,7 +80,11 @@ export function judgeCard(
   if (state !== null && state.generation === hello.generation && state.id === hello.id) {
     return { verdict: 'ok', base: hello.generation };
   }
-  if (hello.generation <= head && isOurs(hello, idOf)) return { verdict: 'ok', base: hello.generation };
+  // With all of its commits let go, a card knows the generation of the last one, whether or not it has noted it down.
+  if (state !== null && upTo > 0 && hello.generation <= state.generation)
+    return { verdict: 'ok', base: state.generation };
+  if (hello.generation <= head && isOurs(hello, idOf))
+    return { verdict: 'ok', base: Math.max(hello.generation, state?.generation ?? 0) };
   // It has nothing that could be lost: only what it has read is of another history.
   if (!hello.dirty && hello.committed === 0) return { verdict: 'reset', base: head };
   return { verdict: 'older', base: 0 };

@@ -34,6 +34,7 @@ export async function collectGarbage(
       store.packs.seal();
       candidates = store.packs.numbers();
       store.builder.onReuse = (hash) => marks.reused(hash);
+      for (const sink of store.sinks) for (const hash of sink.pinned()) marks.reused(hash);
     });
     for (const { root, size } of store.roots()) await marks.tree(root, levelsOf(size) - 1);
     const report: GarbageReport = {

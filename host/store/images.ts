@@ -9,6 +9,7 @@ import { emptyBatch, type IndexBatch } from './index.js';
 import { type GenerationRecord, generationKey, generationPrefix, idOf, type Line, type LineRecord } from './line.js';
 import { checkLineName, checkTag, imageOf } from './names.js';
 import { Overlay } from './overlay.js';
+import { checkRoot } from './replica.js';
 import { expired, type Retention } from './retention.js';
 import type { Store } from './store.js';
 import { difference, TreeView, ZERO_HASH } from './tree.js';
@@ -42,7 +43,7 @@ export class Images {
     who: string,
     origin: LineRecord['origin'],
     first = 1,
-    inherited: { id: string; cards: Record<string, CardState> } | null = null,
+    inherited: { id: string; cards: Record<string, CardState>; record?: GenerationRecord } | null = null,
   ): Promise<Line> {
     checkLineName(name);
     if (this.store.lines.has(name)) throw new Failure(`there is an image "${name}" already`);
@@ -52,7 +53,7 @@ export class Images {
     const id = store.nextLine;
     const timeMs = this.store.nowMs();
     const record: LineRecord = { version: 1, id, name, size, head: first, first, createdMs: timeMs, origin, tags: {} };
-    const generation: GenerationRecord = {
+    const generation: GenerationRecord = inherited?.record ?? {
       version: 1,
       generation: first,
       root: root.toString('hex'),
@@ -128,6 +129,14 @@ export class Images {
     );
   }
 
+  /** A branch that begins as a generation that somebody has open, whether it is kept or not. */
+  async branchOf(line: Line, root: Buffer, size: number, generation: number, name: string, who: string): Promise<void> {
+    const kept = this.store.generationRecord(line.record.id, generation);
+    const why = `branch of ${line.name}@${generation}`;
+    const id = kept === null ? generationId(line.headId, name, generation) : idOf(kept);
+    await this.putLine(name, size, root, why, who, { id: line.record.id, generation }, generation, { id, cards: {} });
+  }
+
   /** Makes an old generation's content the next generation. */
   async rollback(name: string, at: number | string, who = 'administrator'): Promise<number> {
     const line = this.store.line(name);
@@ -141,7 +150,14 @@ export class Images {
     return this.inTurn(() => this.newGenerationNow(line, root, size, why, who));
   }
 
-  private async newGenerationNow(line: Line, root: Buffer, size: number, why: string, who: string): Promise<number> {
+  private async newGenerationNow(
+    line: Line,
+    root: Buffer,
+    size: number,
+    why: string,
+    who: string,
+    adopted: { record: GenerationRecord; cards: LineRecord['cards'] } | null = null,
+  ): Promise<number> {
     if (line.removed) throw new Failure(`${line.name} has been removed`);
     if (line.writer !== null && !line.writer.epochEmpty) {
       throw new Failure(
@@ -151,8 +167,8 @@ export class Images {
     await this.store.digest(line);
     if (line.pending.length > 0) throw new Failure(`${line.name} is being written: try again`);
     const previous = this.store.generationRecord(line.record.id, line.record.head)!;
-    const generation = line.head + 1;
-    const timeMs = Math.max(this.store.nowMs(), line.lastTimeMs);
+    const generation = adopted?.record.generation ?? line.head + 1;
+    const timeMs = Math.max(adopted?.record.timeMs ?? this.store.nowMs(), line.lastTimeMs);
     const view = new TreeView(this.store.nodes, root, size);
     const before = new TreeView(this.store.nodes, Buffer.from(previous.root, 'hex'), previous.size);
     const changed = difference(this.store.nodes, before, view);
@@ -164,8 +180,10 @@ export class Images {
     }
     const record: LineRecord = { ...line.record, head: generation, size };
     const batch = emptyBatch();
-    const id = generationId(line.headId, line.record.id, generation, timeMs, who, why);
-    const made: GenerationRecord = {
+    if (adopted?.cards !== undefined) record.cards = adopted.cards;
+    const id =
+      adopted === null ? generationId(line.headId, line.record.id, generation, timeMs, who, why) : idOf(adopted.record);
+    const made: GenerationRecord = adopted?.record ?? {
       version: 1,
       generation,
       root: root.toString('hex'),
@@ -200,6 +218,38 @@ export class Images {
     }
     this.store.emit('commit', line.name, generation, who);
     return generation;
+  }
+
+  /**
+   * Takes over a generation of another store, whose tree is here already, as it is: number, time and all. `expected`: the id of the newest
+   * generation here; null makes the line.
+   */
+  adopt(
+    name: string,
+    made: GenerationRecord,
+    expected: string | null,
+    cards: LineRecord['cards'],
+    who: string,
+  ): Promise<void> {
+    checkLineName(name);
+    checkSize(made.size);
+    const root = Buffer.from(made.root, 'hex');
+    checkRoot(this.store, root, made.size);
+    return this.inTurn(async () => {
+      if (expected === null) {
+        const { root: _root, ...rest } = made;
+        await this.putLineNow(name, made.size, root, made.why, made.who, null, made.generation, {
+          id: idOf(made),
+          cards: cards ?? {},
+          record: { ...rest, root: made.root },
+        });
+        return;
+      }
+      const line = this.store.line(name);
+      if (line.headId !== expected) throw new Failure(`${name} has changed meanwhile: try again`);
+      if (made.generation <= line.head) throw new Failure(`${name} has generation ${line.head} already`);
+      await this.newGenerationNow(line, root, made.size, made.why, who, { record: made, cards });
+    });
   }
 
   async tag(name: string, tag: string, at: number | string | null): Promise<void> {

@@ -63,6 +63,11 @@ export class LineExport implements OpenExport {
     return this.readOnly;
   }
 
+  /** The tree that is read; null once this connection has written. */
+  get root(): Buffer | null {
+    return this.view?.root ?? null;
+  }
+
   get hasWritten(): boolean {
     return this.live;
   }

@@ -24,6 +24,8 @@ export interface LineRecord {
   /** Where a branch or clone comes from: the other line's `id`. */
   origin: { id: number; generation: number } | null;
   tags: Record<string, number>;
+  /** What another store, by its id, had in common with this line when they last exchanged something. */
+  replicas?: Record<string, { generation: number; id: string }>;
   /** By card id. */
   cards?: Record<string, CardState>;
 }

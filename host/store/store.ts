@@ -44,6 +44,7 @@ import { imageOf, parseExportName } from './names.js';
 import { Overlay } from './overlay.js';
 import { Packs } from './pack.js';
 import { adoptRecords } from './recovery.js';
+import type { BlobSink } from './replica.js';
 import { openStoreFile } from './store-file.js';
 import { difference, Nodes, TreeView } from './tree.js';
 
@@ -125,6 +126,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   readonly log: StoreLog;
   /** Roots that no generation points to and that are needed: imports under way. */
   collecting = false;
+  /** Trees that are coming from other stores. */
+  readonly sinks = new Set<BlobSink>();
   readonly liveRoots = new Set<{ root: Buffer; size: number }>();
   readonly lines = new Map<string, Line>();
   readonly linesById = new Map<number, Line>();
@@ -205,6 +208,11 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     this.packs.close();
     await this.index.close();
     this.unlock();
+  }
+
+  /** Of the file system; null in a simulation. */
+  freeBytes(): number | null {
+    return this.options.freeBytes?.() ?? null;
   }
 
   nowMs(): number {

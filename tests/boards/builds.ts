@@ -35,3 +35,11 @@ export async function buildQemuCard(engine: 'wasm3' | 'aot'): Promise<void> {
     output: qemuCard(engine),
   });
 }
+
+/** The cards that `ribbon bench arm` and `ribbon sim --card qemu` run. */
+export async function buildBenchCards(): Promise<void> {
+  const common = { board: 'qemu', ddrMegabytes: 64 };
+  const card = (name: string): string => join(BOARDS, `ribbon-card-${name}.elf`);
+  await buildZynq(ROOT, { ...common, firmwares: [join(ROOT, FIRMWARE_FILE)], output: card('qemu') });
+  await buildZynq(ROOT, { ...common, firmwares: [], output: card('qemu-wasm3') });
+}

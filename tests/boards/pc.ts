@@ -28,7 +28,14 @@ export class AtaError extends Error {
 }
 
 export class Pc {
+  #isOff = false;
+
   constructor(readonly cable: Cable) {}
+
+  /** What it is about to do it does no more: the command under way rejects. */
+  switchOff(): void {
+    this.#isOff = true;
+  }
 
   /** Resolves with the status once BSY is clear. */
   async ready(): Promise<number> {
@@ -36,6 +43,7 @@ export class Pc {
     for (;;) {
       const status = this.cable.readAlternateStatus();
       if ((status & STATUS_BSY) === 0) return status;
+      if (this.#isOff) throw new Error('this PC is off');
       if (Date.now() > deadline) throw new Error('the card shows BSY for 30 s');
       await new Promise((done) => setImmediate(done));
     }
@@ -128,6 +136,7 @@ export class Pc {
       const block = this.cable.dmaBlock();
       if (block === null) {
         if ((this.cable.readAlternateStatus() & STATUS_BSY) === 0) break;
+        if (this.#isOff) throw new Error('this PC is off');
         if (Date.now() > deadline) throw new Error('the card asks for no DMA for 30 s');
         await new Promise((done) => setImmediate(done));
         continue;

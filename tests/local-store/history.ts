@@ -31,12 +31,17 @@ export function sectorId(data: Uint8Array, lba: number): number {
   return id;
 }
 
+/** A longer command may be done in part: when the log is full it goes on as a new one. */
+const WHOLE_SECTORS = 1024;
+
 export class History {
   readonly sectors: number;
   /** Commands in the order in which the PC gave them; number n is at n - 1. */
   #commands: WriteCommand[] = [];
   /** How many of them the PC was told are done. */
   acknowledged = 0;
+  /** What prefixOf() has found of the command after the prefix, if that was long. */
+  #part: { command: number; sectors: number } | null = null;
 
   constructor(sectors: number) {
     this.sectors = sectors;
@@ -93,12 +98,29 @@ export class History {
         if (wrong === 0) at = lba;
         wrong += 1;
       }
-      if (wrong === 0) return count;
+      this.#part = wrong === 0 ? null : this.#partOf(count, wrong, found, expected);
+      if (wrong === 0 || this.#part !== null) return count;
       if (wrong >= fewest) continue;
       fewest = wrong;
       difference = `after ${count}, ${wrong} sectors are wrong; sector ${at} should be of write ${expected[at]} and is of ${found[at]}`;
     }
     assert.fail(`${what} is no prefix of ${low} to ${high} writes; nearest: ${difference}`);
+  }
+
+  /** The first sectors of the command after `count`, if they and nothing else are wrong. */
+  #partOf(
+    count: number,
+    wrong: number,
+    found: Uint32Array,
+    expected: Uint32Array,
+  ): { command: number; sectors: number } | null {
+    const next = this.#commands[count];
+    if (next === undefined || next.sectors <= WHOLE_SECTORS) return null;
+    let sectors = 0;
+    while (sectors < next.sectors && found[next.lba + sectors] === count + 1) sectors += 1;
+    let changed = 0;
+    for (let i = 0; i < sectors; i++) if (expected[next.lba + i] !== count + 1) changed += 1;
+    return changed === wrong ? { command: count + 1, sectors } : null;
   }
 
   /** True when write number `id` may be what sector `lba` is of after all commands so far. */
@@ -120,7 +142,9 @@ export class History {
 
   /** What came after `count` commands never happened. */
   truncate(count: number): void {
-    this.#commands.length = count;
-    this.acknowledged = count;
+    const part = this.#part?.command === count + 1 ? this.#part : null;
+    if (part !== null) this.#commands[count].sectors = part.sectors;
+    this.#commands.length = part === null ? count : count + 1;
+    this.acknowledged = this.issued;
   }
 }

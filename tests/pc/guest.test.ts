@@ -1,40 +1,12 @@
 // First light: a PC boots from the card, works on its disk by DMA and by PIO, and what it has synced is in the master image.
 
 import assert from 'node:assert/strict';
-import { createHash } from 'node:crypto';
-import { mkdirSync, readFileSync } from 'node:fs';
-import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { BOOT_TIMEOUT_MS, BootedPc, cutPartition, run } from './booted-pc.js';
+import { BOOT_TIMEOUT_MS, BootedPc } from './booted-pc.js';
+import { assertNoDiskMessages, assertTreesIn, FILE_SIZE, FILES, writeTree } from './tree.js';
 
 const MODES = ['dma', 'pio'] as const;
-/** 20 MiB in 16 folders. */
-const FILES = 1024;
-const FILE_SIZE = 20_480;
 const DISK_SECTORS = 262_144;
-
-/** Writes the tree, syncs, drops the caches, and prints the checksums of what it reads back. Every file repeats a line of
- * its own whose length does not divide a block, so that blocks that changed places would show. */
-const writeTree = (mode: string): string => `
-set -e
-cd /data
-for i in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do mkdir -p ${mode}/$i; done
-awk 'BEGIN {
-  for (i = 0; i < ${FILES}; i++) {
-    name = sprintf("${mode}/%d/file-%d", i % 16, i)
-    text = sprintf("${mode} %066d\\n", i * i)
-    while (length(text) < ${FILE_SIZE}) text = text text
-    printf "%s", substr(text, 1, ${FILE_SIZE}) > name
-    close(name)
-  }
-}'
-find ${mode} -type f | sort | xargs md5sum > /tmp/before
-sync
-echo 3 > /proc/sys/vm/drop_caches
-find ${mode} -type f | sort | xargs md5sum > /tmp/after
-cmp /tmp/before /tmp/after
-cat /tmp/after
-`;
 
 describe('a PC that boots from the card', () => {
   let pc: BootedPc;
@@ -126,21 +98,7 @@ describe('a PC that boots from the card', () => {
     assert.equal(status, 0, output);
     assert.equal(await pc.powerOff(), 0);
     const disk = await pc.copyMaster();
-    const data = path.join(pc.folder, 'data.img');
-    cutPartition(disk, 2, data);
-    await run('e2fsck', ['-fn', data]);
-    const target = path.join(pc.folder, 'files');
-    mkdirSync(target);
-    for (const mode of MODES) await run('debugfs', ['-R', `rdump /${mode} ${target}`, data]);
-    for (const mode of MODES) {
-      const lines = sums[mode].trim().split('\n');
-      assert.equal(lines.length, FILES);
-      for (const line of lines) {
-        const [sum, name] = line.split(/\s+/);
-        const content = readFileSync(path.join(target, name));
-        assert.equal(createHash('md5').update(content).digest('hex'), sum, name);
-      }
-    }
+    await assertTreesIn(disk, pc.folder, sums);
   });
 
   test('the installation had nothing to complain about', () => {
@@ -153,15 +111,4 @@ async function transferMode(pc: BootedPc): Promise<string> {
   const command =
     'for device in /sys/class/ata_device/dev*; do [ "$(cat $device/class)" = ata ] && cat $device/xfer_mode; done';
   return (await pc.guest(command)).output.trim();
-}
-
-/** `dmesg -r` begins each line with its level: 4 is a warning, less is worse. That a driver lets go of its disk when it is
- * unloaded is said at that level too. */
-function assertNoDiskMessages(log: string): void {
-  const about = /\b(ata\d|ata_piix|libata|scsi|sd \d|sda|EXT4|JBD2|I\/O error|Buffer I\/O)/;
-  const bad = log.split('\n').filter((line) => {
-    const level = /^<(\d+)>/.exec(line);
-    return level !== null && (Number(level[1]) & 7) <= 4 && about.test(line) && !line.endsWith(': disable device');
-  });
-  assert.deepEqual(bad, []);
 }

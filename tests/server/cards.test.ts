@@ -79,6 +79,19 @@ test('a commit is known by its record number after its answer was lost, and afte
   assert.deepEqual(log, [undefined, 17, 20]);
 });
 
+test('a card that has let go what was committed, but not noted the generation, is based on it', async () => {
+  const store = await newStore();
+  const card = await connected(store, {});
+  const { id } = card.told!;
+  await card.write(3 * BLOCK, blockOf(1));
+  await card.flush(5);
+  await administratorWrites(store, 9, 2);
+  const knows: Knows = { generation: 1, id, committed: 5, dirty: true, conflict: true };
+  const conflict = await connected(store, knows);
+  assert.deepEqual([conflict.told!.line, conflict.told!.base], ['a/card-c0ffee00-2', 2]);
+  assert.deepEqual(await conflict.read(3 * BLOCK, BLOCK), blockOf(1));
+});
+
 test('a commit without a write moves the record number all the same, and never back', async () => {
   const store = await newStore();
   const card = await connected(store, {});

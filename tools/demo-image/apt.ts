@@ -14,7 +14,8 @@ export class PrivateApt {
   readonly #folder: string;
   readonly #options: string[];
 
-  constructor(folder: string, architecture: string) {
+  /** `release`: take packages from this suite even where another one has newer ones. */
+  constructor(folder: string, architecture: string, release: string | null = null) {
     this.#folder = folder;
     const settings = {
       'APT::Architecture': architecture,
@@ -25,6 +26,7 @@ export class PrivateApt {
       'Dir::State::status': path.join(folder, 'state', 'status'),
       'Dir::Cache': path.join(folder, 'cache'),
       'Dir::Log': path.join(folder, 'log'),
+      ...(release === null ? {} : { 'APT::Default-Release': release }),
     };
     this.#options = Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`]);
   }
@@ -59,7 +61,7 @@ export class PrivateApt {
 
   /** Downloads and unpacks packages into `target`; apt checks them against the signed lists. */
   async unpack(names: string[], target: string, onProgress: (percent: number) => void): Promise<void> {
-    const archives = path.join(this.#folder, 'archives');
+    const archives = path.join(this.#folder, `archives-${path.basename(target)}`);
     await mkdir(archives, { recursive: true });
     await mkdir(target, { recursive: true });
     await this.#runWithProgress(['download', ...names], archives, onProgress);
@@ -110,6 +112,6 @@ function aptFailure(what: string, errors: string): Failure {
   const lines = errors.trim().split('\n').slice(-12).join('\n');
   return new Failure(
     `${what} failed:\n${lines}\n` +
-      'The demo image is built from i386 packages of the Debian release that this system uses: check its apt sources and network.',
+      'It is built from packages of the Debian release that this system uses: check its apt sources and network.',
   );
 }

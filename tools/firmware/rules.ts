@@ -1,7 +1,7 @@
 // The rules that the firmware keeps, checked on what is shipped and not on what was written:
 //
 //   imports        only those of assembly/imports.ts, with their types, and env.memory and env.abort
-//   exports        those that the runtime calls, and nothing else
+//   exports        init and step, and nothing else to call
 //   memory         imported, never grown
 //   float          no floating point, neither types nor instructions: a board's engine is built without
 //   instructions   core specification 1.0 and bulk memory, which every engine has
@@ -71,7 +71,6 @@ const NO_CHAIN: CallChain = { names: [], locals: 0 };
 /** Exports that the runtime calls. */
 const EXPORTS: Record<string, FunctionType> = {
   init: { params: [], results: [ValueType.I32] },
-  set_acknowledgement_point: { params: [ValueType.I32], results: [ValueType.I32] },
   step: { params: [], results: [ValueType.I32] },
 };
 const ABORT: FunctionType = { params: Array<number>(4).fill(ValueType.I32), results: [] };

@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import process from 'node:process';
 import { runStep, SetupFailure } from './steps.mjs';
 
-/** `for`: what `npm start` needs; what building and running the card's boards needs; `npm test` needs all. */
+/** `for`: what `npm start` needs; what building and running the card's boards needs, `cross` what building it for other computers needs besides; `npm test` needs all. */
 export const APT_PACKAGES = [
   { name: 'seabios', for: 'start', reason: 'the BIOS and video BIOS of the simulated PC' },
   { name: 'syslinux', for: 'start', reason: 'boot loader of the demo image' },
@@ -20,6 +20,7 @@ export const APT_PACKAGES = [
   { name: 'fuse3', for: 'test', reason: 'image attach: mounts as another user than root' },
   { name: 'sleuthkit', for: 'test', reason: 'image diff --files: lists the files of FAT, NTFS and ext' },
   { name: 'ntfs-3g', for: 'test', reason: 'makes the NTFS of the tests' },
+  { name: 'qemu-system-x86', for: 'test', reason: 'a PC whose disk is an image of the server' },
   { name: 'fio', for: 'test', reason: 'load for the image server' },
   { name: 'hdparm', for: 'test', reason: 'a second reader of IDENTIFY DEVICE data' },
   { name: 'grub-pc-bin', for: 'test', reason: "GRUB's own disk driver as a PC" },
@@ -30,6 +31,12 @@ export const APT_PACKAGES = [
   { name: 'gcc-arm-none-eabi', for: 'boards', reason: 'compiles the card for its Zynq board' },
   { name: 'libnewlib-arm-none-eabi', for: 'boards', reason: "the board's C library" },
   { name: 'qemu-system-arm', for: 'boards', reason: 'the Zynq board, simulated' },
+  { name: 'gcc-aarch64-linux-gnu', for: 'cross', reason: 'compiles the card for 64-bit ARM single-board computers' },
+  { name: 'libc6-dev-arm64-cross', for: 'cross', reason: 'their C library' },
+  { name: 'gcc-arm-linux-gnueabihf', for: 'cross', reason: 'compiles the card for 32-bit ARM single-board computers' },
+  { name: 'libc6-dev-armhf-cross', for: 'cross', reason: 'their C library' },
+  { name: 'qemu-user', for: 'test', reason: 'runs what was compiled for them' },
+  { name: 'valgrind', for: 'test', reason: 'looks for leaks in the card' },
   { name: 'wabt', for: 'boards', reason: 'wasm2c, which compiles the firmware ahead of time' },
 ];
 

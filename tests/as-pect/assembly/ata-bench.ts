@@ -5,6 +5,7 @@
 
 import { initAta } from '../../../assembly/ata/device';
 import { initCache } from '../../../assembly/cache/cache';
+import { initChanges } from '../../../assembly/changes/changes';
 import { block, FrontEndEvent } from '../../../assembly/front-end/block';
 import { NetState } from '../../../assembly/imports';
 import { step } from '../../../assembly/index';
@@ -96,6 +97,7 @@ export function beginCard(): void {
   settingsText(SETTINGS_MODEL, SETTINGS_MODEL_SIZE, 'MODEL');
   initStatistics();
   initNbd();
+  initChanges();
   assert(SCRATCH + WRITE_LOG_SIZE <= STORE);
   assert(localStoreMemory(STORE_SIZE) > 0);
   assert(localStoreMemory(STORE_SIZE) <= STORE_SIZE);

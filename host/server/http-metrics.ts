@@ -1,0 +1,77 @@
+// GET /metrics in Prometheus' text format.
+
+import type { Store } from '../store/store.js';
+import type { Route } from './http-route.js';
+import type { HttpServer } from './http-server.js';
+import type { ImageServer } from './server.js';
+
+type Kind = 'counter' | 'gauge';
+type Sample = [labels: Record<string, string>, value: number];
+
+export interface Measured {
+  store: Store;
+  server: ImageServer;
+  http: () => HttpServer;
+}
+
+export function metricsRoute(measured: Measured): Route {
+  return {
+    method: 'GET',
+    path: '/metrics',
+    about: 'figures for Prometheus',
+    right: 'read',
+    scope: 'store',
+    answers: 'the figures',
+    handle: async () => ({ type: 'text/plain; version=0.0.4; charset=utf-8', bytes: metricsText(measured) }),
+  };
+}
+
+export function metricsText({ store, server, http }: Measured): string {
+  const lines: string[] = [];
+  const metric = (name: string, kind: Kind, help: string, ...samples: Sample[]) => {
+    lines.push(`# HELP ${name} ${help}`, `# TYPE ${name} ${kind}`);
+    for (const [labels, value] of samples) {
+      const text = Object.entries(labels).map(([key, it]) => `${key}="${it.replace(/[\\"\n]/g, '\\$&')}"`);
+      lines.push(`${name}${text.length === 0 ? '' : `{${text.join(',')}}`} ${value}`);
+    }
+  };
+  const images = store.info();
+  const byImage = (value: (it: (typeof images)[number]) => number): Sample[] =>
+    images.map((it) => [{ image: it.name }, value(it)]);
+  metric('ribbon_images', 'gauge', 'Images and branches.', [{}, images.length]);
+  metric('ribbon_image_generation', 'counter', 'Newest generation.', ...byImage((it) => it.generation));
+  metric('ribbon_image_size_bytes', 'gauge', 'Size of the disk.', ...byImage((it) => it.size));
+  metric(
+    'ribbon_image_writers',
+    'gauge',
+    'Connections with the role of the writer.',
+    ...byImage((it) => (it.writer === null ? 0 : 1)),
+  );
+  metric('ribbon_image_readers', 'gauge', 'Other connections.', ...byImage((it) => it.readers));
+  metric('ribbon_commits_total', 'counter', 'Commits since the start.', [{}, store.statistics.commits]);
+  metric('ribbon_digests_total', 'counter', 'Digests of the journal since the start.', [{}, store.statistics.digests]);
+  metric('ribbon_journal_bytes', 'gauge', 'Committed or being written, not digested yet.', [{}, store.journal.bytes]);
+  const { blocks, newBlobs, newBytes } = store.builder.statistics;
+  metric('ribbon_blocks_digested_total', 'counter', 'Blocks hashed since the start.', [{}, blocks]);
+  metric('ribbon_blobs_stored_total', 'counter', 'Of these and the tree nodes: new ones.', [{}, newBlobs]);
+  metric('ribbon_blob_bytes_stored_total', 'counter', 'Their bytes before compression.', [{}, newBytes]);
+  metric('ribbon_blobs', 'gauge', 'Blocks and tree nodes in the store.', [{}, store.index.blobCount()]);
+  metric('ribbon_packs', 'gauge', 'Pack files.', [{}, store.packs.numbers().length]);
+  const free = store.freeBytes();
+  if (free !== null) metric('ribbon_store_free_bytes', 'gauge', 'Free space of the file system.', [{}, free]);
+  metric('ribbon_nbd_connections', 'gauge', 'NBD connections.', [{}, server.connections.size]);
+  metric('ribbon_nbd_connections_total', 'counter', 'NBD connections since the start.', [{}, server.connectionsTotal]);
+  const { requests, refused } = http().statistics;
+  const byStatus = [...requests].map(([status, count]): Sample => [{ status: String(status) }, count]);
+  metric('ribbon_http_requests_total', 'counter', 'HTTP requests answered.', ...byStatus);
+  metric('ribbon_http_refused_total', 'counter', 'HTTP requests refused: rights, rate, nonsense.', [{}, refused]);
+  const { rss } = process.memoryUsage();
+  const { user, system } = process.cpuUsage();
+  metric('process_resident_memory_bytes', 'gauge', 'Memory of the server.', [{}, rss]);
+  metric('process_cpu_seconds_total', 'counter', 'Processor time.', [{}, (user + system) / 1e6]);
+  metric('process_start_time_seconds', 'gauge', 'When it started.', [
+    {},
+    Math.round(Date.now() / 1000 - process.uptime()),
+  ]);
+  return `${lines.join('\n')}\n`;
+}

@@ -1,0 +1,158 @@
+// The setting "secondWriter": "branch": who may not write to a line now, because somebody else does or has changed it since it was opened,
+// goes on in a branch that begins as the generation that the connection has read. Cards have branches of their own (store/card-places.ts).
+
+import type { LineExport } from '../store/line-export.js';
+import { imageOf } from '../store/names.js';
+import type { Store } from '../store/store.js';
+import {
+  type CardHello,
+  type CardPlace,
+  type Client,
+  type Done,
+  ExportError,
+  type ExportListing,
+  type Exports,
+  type Extent,
+  type OpenExport,
+} from './export.js';
+
+/** More branches than this are not made of one image: a client that connects for ever must not fill the store. */
+const BRANCHES_MAX = 100;
+
+export class SecondWriters implements Exports {
+  constructor(private readonly store: Store) {}
+
+  list(client: Client): ExportListing[] {
+    return this.store.list(client);
+  }
+
+  async open(name: string, client: Client): Promise<OpenExport> {
+    const opened = await this.store.open(name, client);
+    return opened.readOnly ? opened : new BranchingExport(this.store, opened, client);
+  }
+
+  placeCard(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
+    return this.store.placeCard(name, client, hello);
+  }
+
+  get mayAsk(): boolean {
+    return this.store.mayAsk;
+  }
+}
+
+class BranchingExport implements OpenExport {
+  onLost: (reason: string) => void = () => {};
+  readonly readOnly = false;
+  readonly multiConnection = false;
+  /** What was opened first; requests that it is still answering need it. */
+  private readonly first: LineExport;
+  private moving: Promise<void> | null = null;
+
+  constructor(
+    private readonly store: Store,
+    private inner: LineExport,
+    private readonly client: Client,
+  ) {
+    this.first = inner;
+    inner.onLost = (reason) => this.lost(inner, reason);
+  }
+
+  get size(): number {
+    return this.inner.size;
+  }
+
+  get description(): string {
+    return this.inner.description;
+  }
+
+  get lostReason(): string | null {
+    return this.inner.lostReason;
+  }
+
+  read(offset: number, target: Buffer): Done {
+    return this.inner.read(offset, target);
+  }
+
+  write(offset: number, data: Buffer): Done {
+    if (this.moving === null) {
+      try {
+        return this.inner.write(offset, data);
+      } catch (error) {
+        this.begin(error);
+      }
+    }
+    const copy = Buffer.from(data);
+    return this.moving!.then(() => this.inner.write(offset, copy));
+  }
+
+  zero(offset: number, length: number): Done {
+    if (this.moving === null) {
+      try {
+        return this.inner.zero(offset, length);
+      } catch (error) {
+        this.begin(error);
+      }
+    }
+    return this.moving!.then(() => this.inner.zero(offset, length));
+  }
+
+  commit(): Done {
+    return this.inner.commit();
+  }
+
+  metaContexts(query: string): string[] {
+    return this.inner.metaContexts(query);
+  }
+
+  status(context: string, offset: number, length: number, limit: number): Extent[] {
+    return this.inner.status(context, offset, length, limit);
+  }
+
+  async close(clean: boolean): Promise<void> {
+    await this.moving?.catch(() => {});
+    await this.inner.close(clean);
+    if (this.inner !== this.first) await this.first.close(false);
+  }
+
+  private lost(which: LineExport, reason: string): void {
+    if (which === this.inner) this.onLost(reason);
+  }
+
+  /** Begins the move to a branch when that is what the error asks for, else throws it again. */
+  private begin(error: unknown): void {
+    const { inner } = this;
+    const refused = error instanceof ExportError && (error.errno === 'EPERM' || error.errno === 'ESHUTDOWN');
+    if (!refused || inner.hasWritten || inner.lostReason !== null || inner.root === null || this.store.isClosing)
+      throw error;
+    this.moving = this.move(error).finally(() => {
+      this.moving = null;
+    });
+  }
+
+  private async move(refusal: ExportError): Promise<void> {
+    const { inner, store, client } = this;
+    const { line, generation } = inner;
+    const image = imageOf(line.name);
+    const stem = `${image}/${
+      client.identity
+        .replace(/[^A-Za-z0-9._-]/g, '_')
+        .replace(/^[._-]+/, '')
+        .slice(0, 32) || 'writer'
+    }-${generation}`;
+    for (let number = 1; number <= BRANCHES_MAX; number++) {
+      const name = number === 1 ? stem : `${stem}-${number}`;
+      if (store.has(name)) continue;
+      try {
+        await store.images.branchOf(line, inner.root!, inner.size, generation, name, client.identity);
+        const opened = await store.open(name, client);
+        opened.onLost = (reason) => this.lost(opened, reason);
+        this.inner = opened;
+      } catch (error) {
+        throw new ExportError('EPERM', `${refusal.message}; no branch could be made: ${(error as Error).message}`);
+      }
+      store.log('warn', `${refusal.message}: ${client.identity} at ${client.address} goes on in the branch ${name}`);
+      return;
+    }
+    throw new ExportError('EPERM', `${refusal.message}; ${image} has ${BRANCHES_MAX} such branches already`);
+  }
+}
