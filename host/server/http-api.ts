@@ -1,6 +1,5 @@
 // The routes of the HTTP interface for reading and administering images.
 
-import { once } from 'node:events';
 import type http from 'node:http';
 import { adminOperations } from '../store/admin.js';
 import { parseExportName } from '../store/names.js';
@@ -276,7 +275,7 @@ async function sendContent(store: Store, request: HttpRequest, response: http.Se
       position += buffer.length;
       stuck.refresh();
       // The client's pace: nothing more is read before it has taken this.
-      if (!response.write(buffer)) await Promise.race([once(response, 'drain'), once(response, 'close')]);
+      if (!response.write(buffer)) await drained(response);
       else await new Promise<void>((resolve) => setImmediate(resolve));
     }
     response.end();
@@ -284,6 +283,19 @@ async function sendContent(store: Store, request: HttpRequest, response: http.Se
     clearTimeout(stuck);
     view.close();
   }
+}
+
+/** Resolved when the client has taken what was written, or is gone. */
+function drained(response: http.ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      response.off('drain', done);
+      response.off('close', done);
+      resolve();
+    };
+    response.on('drain', done);
+    response.on('close', done);
+  });
 }
 
 /** `bytes=A-B`, `bytes=A-` or `bytes=-N`. What is no such range is ignored, as HTTP wants it. */

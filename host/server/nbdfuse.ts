@@ -10,7 +10,12 @@ const MOUNT_TIMEOUT_MS = 10_000;
 
 /** Why there can be no local path here; null: there can. */
 export function whyNoFuse(): string | null {
-  if (!fs.existsSync('/dev/fuse')) return 'there is no /dev/fuse on this machine';
+  try {
+    // A container may show the device and not let it be opened.
+    fs.closeSync(fs.openSync('/dev/fuse', 'r+'));
+  } catch (error) {
+    return `/dev/fuse cannot be opened (${(error as NodeJS.ErrnoException).code})`;
+  }
   try {
     execFileSync('nbdfuse', ['--version'], { stdio: 'ignore' });
   } catch {

@@ -75,11 +75,16 @@ async function withLocalFile<T>(
     if (whyNoFuse() === null) {
       const attached = await attach(store, `${line}@${record.generation}`, who);
       try {
-        const fuse = await NbdFuse.mount(file, attached.uri, record.size, true);
-        try {
-          return await work(file);
-        } finally {
-          await fuse.unmount();
+        const fuse = await NbdFuse.mount(file, attached.uri, record.size, true).catch((error: unknown) => {
+          store.log('info', `diff --files copies, because ${(error as Error).message}`);
+          return null;
+        });
+        if (fuse !== null) {
+          try {
+            return await work(file);
+          } finally {
+            await fuse.unmount();
+          }
         }
       } finally {
         await detach(store, attached.id, false);

@@ -128,6 +128,8 @@ test('an administrator does everything that `ribbon image` does', async () => {
 });
 
 test('content, whole and in ranges', async () => {
+  const warnings: Error[] = [];
+  process.on('warning', (warning) => warnings.push(warning));
   await write('one', 300, 5);
   const get = (range?: string) =>
     fetch(`${http.url}/v1/images/one/content`, {
@@ -142,6 +144,18 @@ test('content, whole and in ranges', async () => {
   assert.equal((await (await get('bytes=-7')).arrayBuffer()).byteLength, 7);
   assert.equal((await get('bytes=99999999-')).status, 416);
   assert.equal((await get('lines=1-2')).status, 200);
+  // A client that is slow to read makes the server wait for it many times: nothing is left behind by that.
+  await store.images.create('large', 64 * MIB);
+  const { port } = http.address as { port: number };
+  const socket = net.connect(port, '127.0.0.1');
+  socket.write(
+    `GET /v1/images/large/content HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer ${TOKENS.reader}\r\n\r\n`,
+  );
+  let received = 0;
+  for await (const chunk of socket) received += (chunk as Buffer).length;
+  assert.ok(received > 64 * MIB);
+  assert.deepEqual(warnings, []);
+  await store.images.remove('large');
 });
 
 test('rights: by token, by image; what may not be read does not exist', async () => {
