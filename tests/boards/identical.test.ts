@@ -205,7 +205,7 @@ test(`${RUNS} runs of ${COMMANDS} commands are the same on every engine (RIBBON_
   t.diagnostic(`${lines.length} states of 16 registers, ${new Set(lines).size} different ones`);
   const transfers = lines.filter((line) => / end, [1-9]/.test(line)).length;
   t.diagnostic(`${transfers} whole transfers`);
-  assert.ok(new Set(lines).size > COMMANDS && transfers > COMMANDS / 3, 'the runs show too little to say anything');
+  assert.ok(new Set(lines).size > COMMANDS && transfers > COMMANDS / 4, 'the runs show too little to say anything');
   for (const { name, build, make } of others) {
     await build();
     const actual = await record(make);
