@@ -169,7 +169,10 @@ function recordedBytes(blocks: number): number {
   return (blocks + Math.ceil((256 + 20 * blocks) / BLOCK_SIZE)) * BLOCK_SIZE;
 }
 
-/** A tree of 1 TiB in which `count` blocks are not zero, each of other content, in runs at random places of even strides. */
+/**
+ * A tree of 1 TiB in which `count` blocks are not zero, in runs at random places of even strides. They have 4,096 contents, which makes
+ * most leaves of the tree different and does not store a million blocks first.
+ */
 async function changedTree(store: Store, count: number, run: number): Promise<Buffer> {
   const total = 1024 ** 4 / BLOCK_SIZE;
   const stride = Math.floor(total / (count / run));
@@ -183,7 +186,7 @@ async function changedTree(store: Store, count: number, run: number): Promise<Bu
     const source = {
       read: (first: number, many: number, target: Buffer) => {
         for (let index = 0; index < many; index++) {
-          target.fill(`block ${numbers[first + index]} `, index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE);
+          target.fill(`block ${numbers[first + index] % 4096} `, index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE);
         }
       },
     };
