@@ -51,6 +51,8 @@ export interface SimulatedRigOptions {
   settings?: Partial<CardSettings>;
   storeBytes?: number;
   memorySize?: number;
+  /** The image server keeps generations apart that are made within a moment. */
+  keepsEveryGeneration?: boolean;
 }
 
 /** The local store: an SD card of the better sort, 100 MB/s, 2 ms for a flush. */
@@ -74,7 +76,7 @@ export class SimulatedRig {
       delivery: 'frames',
       windowBytes: 1 << 20,
     });
-    this.backend = new MemoryBackend(this.world, options.image);
+    this.backend = new MemoryBackend(this.world, options.image, options.keepsEveryGeneration === true);
     this.server = new SimulatedServer(this.world, this.network, this.backend);
     const device = new SimulatedBlockDevice(this.world, {
       ...DEVICE,
@@ -175,6 +177,7 @@ class MemoryBackend implements ImageBackend {
   constructor(
     readonly world: World,
     readonly image: Buffer,
+    readonly keepsEveryGeneration: boolean,
   ) {
     this.size = image.length;
   }
@@ -194,6 +197,7 @@ class MemoryBackend implements ImageBackend {
       {
         // zstd works in threads of its own: real time.
         codec: noCodec,
+        ...(this.keepsEveryGeneration ? { coalesceMs: 0 } : {}),
         nowMs: () => WALL_CLOCK_MS + Math.floor(this.world.nowUs / 1000),
         pause: () => () => Promise.resolve(),
         freeBytes: () => Number.MAX_SAFE_INTEGER,

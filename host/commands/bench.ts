@@ -12,6 +12,8 @@ const BENCHMARKS: Record<string, () => Promise<Benchmark>> = {
   arm: async () => (await import('../bench/arm.js')).default,
   cards: async () => (await import('../bench/cards.js')).default,
   store: async () => (await import('../bench/store.js')).default,
+  prefix: async () => (await import('../bench/prefix.js')).default,
+  recovery: async () => (await import('../bench/recovery.js')).default,
   write: async () => (await import('../bench/write.js')).default,
   sizing: async () => (await import('../bench/sizing.js')).default,
 };

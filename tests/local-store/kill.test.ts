@@ -2,6 +2,7 @@
 //
 // What is real here: the process, the store in a file with fdatasync, the image server on a socket, the kill. The page cache
 // survives a killed process, so that a missing flush does not show; tests/local-store/power-cut.test.ts is for that.
+// RIBBON_KILLS=50 for a long run.
 
 import assert from 'node:assert/strict';
 import { fork } from 'node:child_process';
@@ -16,7 +17,7 @@ import { FaultyDisk, FaultyDisks } from '../../host/simulation/faulty-disk.js';
 import { History, SECTOR } from './history.js';
 
 const SECTORS = 4096;
-const KILLS = 12;
+const KILLS = Number(process.env.RIBBON_KILLS ?? 12);
 
 /** From the card's process: a write began, or was acknowledged, or the whole disk as the PC reads it. */
 type Message =

@@ -11,7 +11,10 @@ import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { crc32c } from '../../host/card/crc32c.js';
-import type { CardSettings } from '../../host/card/settings.js';
+import { loadFirmware } from '../../host/card/firmware.js';
+import { InProcessCard } from '../../host/card/in-process.js';
+import { type CardSettings, DEFAULT_SETTINGS } from '../../host/card/settings.js';
+import { Cable } from '../../host/front-end/cable.js';
 import { Random } from '../../host/fuzz/random.js';
 import { BLOCK_SIZE } from '../../host/local-store/format.js';
 import type { Master } from '../../host/local-store/nbd-image.js';
@@ -23,6 +26,7 @@ import {
   UnusableStore,
 } from '../../host/local-store/read-store.js';
 import { type PrefixReport, verifyPrefix } from '../../host/local-store/verify-prefix.js';
+import { AtaDriver } from '../../host/pc/ata-driver.js';
 import { ImageServer } from '../../host/server/server.js';
 import type { PowerCut, SimulatedStore } from '../../host/simulation/simulated-store.js';
 import { Store } from '../../host/store/store.js';
@@ -384,6 +388,63 @@ describe('ribbon image verify-prefix', () => {
       const blank = spawnSync(process.execPath, [RIBBON, 'image', 'verify-prefix', join(folder, 'blank')]);
       assert.equal(blank.status, 3);
     } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
+  });
+
+  it('a card and an image server that speak to each other: the server’s record decides', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'ribbon-prefix-'));
+    const images = join(folder, 'images');
+    const socket = join(folder, 'nbd.sock');
+    const file = join(folder, 'card.store');
+    const store = await Store.open(images);
+    await store.images.create('disk', 8 << 20);
+    const server = new ImageServer({ exports: store, listen: [{ kind: 'unix', path: socket }] });
+    await server.listen();
+    const card = new InProcessCard({
+      firmware: loadFirmware(),
+      settings: { ...DEFAULT_SETTINGS, exportName: 'disk', epochAgeMs: 20 },
+      path: { address: { path: socket } },
+      memorySize: 16 << 20,
+      storeFile: file,
+    });
+    try {
+      await card.start();
+      const driver = new AtaDriver(new Cable([card.frontEnd]));
+      await driver.open();
+      const data = (byte: number): Uint8Array => new Uint8Array(BLOCK_SIZE).fill(byte);
+      for (let i = 1; i <= 5; i++) await driver.write(i * 8, data(i));
+      await driver.flush();
+      while (card.statistics().lagBytes > 0) await new Promise((resolve) => setTimeout(resolve, 10));
+      await server.close();
+      await store.close();
+      for (let i = 6; i <= 9; i++) await driver.write((i - 2) * 8, data(i));
+      card.cut();
+
+      const { verifyCardStore } = await import('../../host/commands/verify-prefix.js');
+      const result = await verifyCardStore(file, null, { store: images });
+      assert.equal(result.verdict, 'proven', result.reason);
+      assert.equal(result.master?.recordFrom, 'image server');
+      assert.equal(result.report?.left.commands, 4);
+      assert.equal(result.report?.left.next?.lba, 4 * 8);
+
+      // An administrator changes one block that the card has changed too, and one that it has not.
+      const change = async (block: number): Promise<void> => {
+        const admin = await Store.open(images);
+        const opened = await admin.open('disk', { identity: 'administrator', address: 'here', tls: false });
+        await opened.write(block * BLOCK_SIZE, Buffer.alloc(BLOCK_SIZE, 0xaa));
+        await opened.commit();
+        await opened.close(true);
+        await admin.digestAll();
+        await admin.close();
+      };
+      await change(1);
+      const stale = await verifyCardStore(file, null, { store: images });
+      assert.deepEqual({ verdict: stale.verdict, stale: stale.report?.staleBlocks }, { verdict: 'proven', stale: 1 });
+      await change(4);
+      assert.equal((await verifyCardStore(file, null, { store: images })).verdict, 'conflict');
+    } finally {
+      card.cut();
       rmSync(folder, { recursive: true, force: true });
     }
   });
