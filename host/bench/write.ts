@@ -24,7 +24,7 @@ const benchmark: Benchmark = {
     for (const link of [FAST_LINK, SLOW_LINK]) {
       for (const point of ACKNOWLEDGEMENT_POINTS) {
         onProgress(`${point}, ${link.name}`);
-        figures.push(...(await latencies(point, link, options.quick ? 200 : 3000)));
+        figures.push(...(await latencies(point, link, options.quick ? 200 : 1000)));
       }
     }
     figures.push(...(await wire(options.quick, onProgress)));
@@ -76,7 +76,7 @@ async function wire(quick: boolean, onProgress: (text: string) => void): Promise
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'ribbon-bench-'));
   try {
     const programs = [installPackages(folder, quick), updateDatabase(quick), copyFiles(folder, quick)];
-    const recordings = await record(folder, quick ? 64 : 256, programs, onProgress);
+    const recordings = await record(folder, quick ? 64 : 192, programs, onProgress);
     const figures: Figure[] = [];
     let written = 0;
     let sent = 0;
@@ -128,7 +128,7 @@ async function replay(recording: Recording): Promise<number> {
 
 // A day offline
 
-/** A machine that logs: 4 KiB into a ring of 64 MiB every 10 s, and the same 32 blocks of state every minute. */
+/** A machine that logs: 4 KiB into a ring of 64 MiB every 30 s, and the same 32 blocks of state every 10 minutes. */
 async function dayOffline(offlineMs: number): Promise<Figure[]> {
   const image = Buffer.alloc(128 * MIB);
   const rig = new SimulatedRig({ seed: 3, link: SLOW_LINK, image });
@@ -144,9 +144,9 @@ async function dayOffline(offlineMs: number): Promise<Figure[]> {
     rig.setLink(false);
     const endMs = rig.nowMs + offlineMs;
     for (let i = 0; rig.nowMs < endMs; i++) {
-      await rig.sleep(10_000);
+      await rig.sleep(30_000);
       await pc.write(((i * BLOCK_SIZE) % (64 * MIB)) / SECTOR_SIZE, halfRandom(random));
-      for (let state = 0; i % 6 === 0 && state < 32; state++) {
+      for (let state = 0; i % 20 === 0 && state < 32; state++) {
         await pc.write((96 * MIB + state * BLOCK_SIZE) / SECTOR_SIZE, halfRandom(random));
       }
     }
