@@ -83,8 +83,16 @@ test('a core that stands still is reset; the crash record tells; the PC gets its
   await jump(gdb, ENDLESS_LOOP, SUPERVISOR_WITH_INTERRUPTS);
   // 6 to 8 s and a start: within the 30 s that a system gives a disk.
   assert.deepEqual(await pc.read(6000, 16), pattern(6000, 16));
-  await logged(/^error: runtime failed: the runtime does not come back at 0x100014$/);
-  await logged(/^warning: last crash: watchdog: the runtime does not come back at 0x100014 line=1048596 .* engine=aot/);
+  // Where the core was decides who ends it: inside a step the firmware's watchdog, which starts the firmware again; elsewhere the runtime's,
+  // which resets the board and leaves a crash record for the next start.
+  const ended = await logged(
+    /^error: (runtime failed: the runtime does not come back at 0x100014|firmware 0: watchdog: a step did not end in time) ?/,
+  );
+  if (ended.startsWith('error: runtime failed')) {
+    await logged(
+      /^warning: last crash: watchdog: the runtime does not come back at 0x100014 line=1048596 .* engine=aot/,
+    );
+  }
   await logged(/^warning: front end: event 2 of the PC is taken again$/);
   assert.deepEqual(await pc.read(100, 20), pattern(7, 20));
 });
