@@ -1,12 +1,17 @@
-// A local store in a file or on a block device: what an SD card is to a board. A flush is fdatasync(2).
+// A local store in a file or on a block device: what an SD card is to a board.
+//
+// Reads and writes end in the system's page cache: microseconds, done at once. A flush is fdatasync(2), which takes
+// milliseconds: a thread of Node's waits for it, while the PC, whose processor is this thread, goes on.
 
-import { closeSync, constants, fdatasyncSync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
+import { closeSync, constants, fdatasync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
 import { Failure } from '../failure.js';
 import { type BlockStore, STORE_BLOCK_SIZE } from './store.js';
 
 export class FileStore implements BlockStore {
   readonly blocks: number;
   readonly #file: number;
+  #flushes = 0;
+  #closed = false;
 
   /** Opens `path`. A file that does not exist is made, sparse, `sizeBytes` long; one that exists keeps its size. */
   constructor(path: string, sizeBytes: number) {
@@ -39,13 +44,29 @@ export class FileStore implements BlockStore {
     }
   }
 
-  flush(): void {
-    fdatasyncSync(this.#file);
+  flush(done: (error: Error | null) => void): void {
+    if (this.#closed) {
+      done(new Error('the file is closed'));
+      return;
+    }
+    this.#flushes += 1;
+    fdatasync(this.#file, (error) => {
+      this.#flushes -= 1;
+      this.#closeWhenIdle();
+      done(error);
+    });
   }
 
   trim(): void {}
 
+  /** A flush on its way ends first: the file's number must not be another file's while a thread still has it. */
   close(): void {
-    closeSync(this.#file);
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#closeWhenIdle();
+  }
+
+  #closeWhenIdle(): void {
+    if (this.#closed && this.#flushes === 0) closeSync(this.#file);
   }
 }

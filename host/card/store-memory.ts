@@ -21,7 +21,9 @@ export class MemoryStore implements BlockStore {
     this.bytes.set(source, block * STORE_BLOCK_SIZE);
   }
 
-  flush(): void {}
+  flush(done: (error: Error | null) => void): void {
+    done(null);
+  }
 
   trim(): void {}
 

@@ -22,13 +22,14 @@ export interface StoreDevice {
   start(operation: StoreOperation): void;
 }
 
-/** A device that is done when the call returns. A throw is an error of the device: the operation has failed. */
+/** A device that is done when the call returns, but for a flush. A throw is an error of the device: the operation has failed. */
 export interface BlockStore {
   readonly blocks: number;
   read(block: number, target: Uint8Array): void;
-  /** Later reads see it; durable once a later flush() has returned. */
+  /** Later reads see it; durable once a later flush() is done. */
   write(block: number, source: Uint8Array): void;
-  flush(): void;
+  /** Calls `done` once, inside the call or later, with the error if it has failed. */
+  flush(done: (error: Error | null) => void): void;
   /** Nobody needs the content any more. */
   trim(block: number, count: number): void;
   close(): void;
@@ -39,17 +40,23 @@ export function storeDevice(store: BlockStore, onError: (message: string) => voi
   return {
     blocks: store.blocks,
     start({ kind, block, count, memory, done }) {
+      const end = (error: Error | null): void => {
+        if (error !== null) onError(`${kind} of block ${block}: ${error.message}`);
+        done(error !== null);
+      };
+      if (kind === 'flush') {
+        store.flush(end);
+        return;
+      }
       try {
         if (kind === 'read') store.read(block, memory);
         else if (kind === 'write') store.write(block, memory);
-        else if (kind === 'flush') store.flush();
         else store.trim(block, count);
       } catch (error) {
-        onError(`${kind} of block ${block}: ${(error as Error).message}`);
-        done(true);
+        end(error as Error);
         return;
       }
-      done(false);
+      end(null);
     },
   };
 }
