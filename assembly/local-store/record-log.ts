@@ -54,6 +54,8 @@ const STAGED_SIZE: u32 = 32;
 const TRIES_MAX: u32 = 3;
 /** Segments that may wait for their summary while records go on in the next one. */
 const UNSUMMED_MAX: u64 = 1;
+/** When so much of that one is used, the rest is what comes in while the summary is written. */
+const SUMMARY_URGENT_BLOCKS: u32 = (SEGMENT_BLOCKS / 4) * 3;
 
 enum StagedState {
   QUEUED = 0,
@@ -450,6 +452,9 @@ export function recordFinish(kind: RecordKind, flags: u8, sectors: u32): u64 {
   setSegmentPowerOns(headSegment, powerOns);
   headBlocks += 1 + buildBlocks;
   nextSequence += 1;
+  // The summary of the segment before waits for its last records. Mostly the end of the PC's command has them stored soon: a
+  // flush of their own would hold that one up.
+  if (headBlocks > SUMMARY_URGENT_BLOCKS) logWantStored(firstRecord(headSegment) - 1);
   return sequence;
 }
 
@@ -506,8 +511,6 @@ function openSegment(reserve: u32): bool {
   headBlocks = 0;
   clearSegmentRows(segmentPlace(headSegment));
   setFirstRecord(headSegment, nextSequence);
-  // Its summary waits for that.
-  logWantStored(nextSequence - 1);
   return true;
 }
 

@@ -261,7 +261,7 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   statistics.storeBlocksDirty += appendedDirty();
   statistics.lagBytes += <u64>(MUTANT == Mutant.LAG_TOO_SMALL ? count - 1 : count) * SECTOR_SIZE;
   acknowledgedMs = clock_ms();
-  if (effectivePoint() >= AcknowledgementPoint.STORED || !more) logWantStored(appendedSequence());
+  if (effectivePoint() > AcknowledgementPoint.STORED || !more) logWantStored(appendedSequence());
   return true;
 }
 

@@ -33,6 +33,20 @@ describe('local store', () => {
     rig.drain();
   });
 
+  it('a command of many pieces is flushed once, at its end', () => {
+    const rig = new StoreRig({ storeMs: 3 });
+    rig.powerOn();
+    rig.drain();
+    for (let i = 0; i < 8; i++) {
+      const before = rig.card.statistics().storeFlushes;
+      // 512 KiB: four pieces, and every other one begins a segment of the log on its way.
+      rig.write(i * 128, 1024);
+      assert.equal(rig.card.statistics().storeFlushes - before, 1, `command ${i}`);
+    }
+    rig.drain();
+    assert.equal(rig.checkView(), 8);
+  });
+
   for (const point of ['received', 'stored'] as const) {
     it(`FLUSH CACHE is not answered before the store has flushed: writes are done at "${point}"`, () => {
       const rig = new StoreRig({ settings: { acknowledgementPoint: point } });
