@@ -37,7 +37,7 @@ import {
   logStored,
   logWantStored,
 } from '../local-store/record-log';
-import { superblock, superblockSessions } from '../local-store/superblock';
+import { superblock, superblockLasts, superblockSessions } from '../local-store/superblock';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { CHANGES_EXTENTS } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
@@ -155,7 +155,8 @@ export function changesStep(): bool {
   switch (stage) {
     case Stage.FORGETTING:
       if (!forgetEverything()) return false;
-      stage = Stage.MARKING;
+      // What is uncommitted may still meet what others have changed.
+      stage = placeAgreed() && placeBase() != placeServerGeneration() ? startAsking() : Stage.MARKING;
       return true;
     case Stage.ASKING:
       return ask();
@@ -176,7 +177,7 @@ function introduce(): bool {
   if (!localStoreReady()) return false;
   introduced = true;
   const sessions = superblockSessions();
-  placeIdentity(superblock.storeId, load<u32>(sessions), sessions + 4, PLACE_SESSIONS_MAX - 1);
+  placeIdentity(superblock.storeId, load<u32>(sessions), sessions + 4, superblockLasts() + 8, PLACE_SESSIONS_MAX - 1);
   placeGeneration(logGeneration(), logGenerationId());
   statistics.generation = logGeneration();
   setPlaceMode(PlaceMode.CARD);
@@ -223,6 +224,10 @@ function firstQuestion(): Stage {
     statistics.generation = logGeneration();
     return Stage.LEARNT;
   }
+  return startAsking();
+}
+
+function startAsking(): Stage {
   asked = 0;
   windowBytes = windowAt = 0;
   return Stage.ASKING;

@@ -58,6 +58,8 @@ export const SUPERBLOCK_NAME_SIZE: u32 = 256;
 /** u32[16]: what the card called itself at its latest power-ons, the newest first. */
 export const SUPERBLOCK_SESSIONS: u32 = 320;
 export const SUPERBLOCK_SESSIONS_MAX: u32 = 16;
+/** u64[16]: the last record that was found of each of them, 0 for the newest, which goes on. */
+export const SUPERBLOCK_LASTS: u32 = SUPERBLOCK_SESSIONS + 4 * SUPERBLOCK_SESSIONS_MAX;
 
 export enum RecordKind {
   NONE = 0,
@@ -163,7 +165,7 @@ export const SUMMARY_ROW_SIZE: u32 = 12;
 
 assert(offsetof<Superblock>() == SUPERBLOCK_NAME);
 assert(SUPERBLOCK_NAME + SUPERBLOCK_NAME_SIZE <= SUPERBLOCK_SESSIONS);
-assert(SUPERBLOCK_SESSIONS + 4 * SUPERBLOCK_SESSIONS_MAX <= SUPERBLOCK_SIZE);
+assert(SUPERBLOCK_LASTS + 8 * SUPERBLOCK_SESSIONS_MAX <= SUPERBLOCK_SIZE);
 assert(offsetof<RecordHeader>() == RECORD_HEADER_SIZE);
 assert(offsetof<RecordHeader>('storeId') == 16);
 assert(offsetof<RecordEntry>() == RECORD_ENTRY_SIZE);

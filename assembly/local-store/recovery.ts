@@ -84,6 +84,7 @@ import {
 import {
   initReplay,
   Replay,
+  replayBlind,
   replayBlocks,
   replayClaimed,
   replayCommitted,
@@ -98,6 +99,7 @@ import {
   replayTail,
   setReplayEnd,
   setReplayProven,
+  setReplayUnreadable,
   takeEnd,
 } from './replay';
 import {
@@ -441,12 +443,16 @@ function readSegment(place: u32): bool {
   const readable = takeOperation(0);
   batch = 0;
   if (!pieceByPiece) {
-    if (readable) return true;
+    if (readable) {
+      for (let i: u32 = 0; i < SEGMENT_BLOCKS; i++) setReplayUnreadable(i, false);
+      return true;
+    }
     pieceByPiece = true;
     piece = 0;
     return false;
   }
   if (!readable) memory.fill(scratch + piece * BLOCK_SIZE, 0, BLOCK_SIZE);
+  setReplayUnreadable(piece, !readable);
   piece += 1;
   if (piece < SEGMENT_BLOCKS) return false;
   pieceByPiece = false;
@@ -513,6 +519,12 @@ function build(): void {
   if (replayNeeded < firstRecord(tail) && replayCommitted + 1 < firstRecord(tail)) {
     refuse(StoreError.LOG_DAMAGED);
     return;
+  }
+  // What that record wrote is unknown: the image server has it, or it is lost. A clean block may be older than it.
+  if (replayBlind) {
+    logText('local store cannot be read where its log ends: writes may be lost there; everything clean is forgotten');
+    logValue('record', replayNext);
+    logEnd(LogLevel.ERROR);
   }
   voidsTail = findVoid();
   enterAll();
@@ -612,7 +624,7 @@ function enterAll(): void {
   dirtyRecords = dirtyBlocks = 0;
   dirtySectors = 0;
   const madeMs = clock_ms() - replayLagMs;
-  const dropsClean = (settings.flags & SETTINGS_STORE_DROP_CLEAN) != 0;
+  const dropsClean = replayBlind || (settings.flags & SETTINGS_STORE_DROP_CLEAN) != 0;
   for (let more = walkStart(); more; more = walkNext()) {
     if (rowIs(walkRow, ROW_VOID)) continue;
     if (forgets()) continue;
@@ -673,7 +685,7 @@ function countDirtyBlocks(): void {
 function powerOn(): bool {
   if (batch == 0) {
     superblock.powerOns += 1;
-    nextSession();
+    nextSession(replayNext - 1);
     batchOperation[0] = deviceWrite(nextSuperblock(), 1, STORE_SUPERBLOCK);
     batch = 1;
     return true;
@@ -694,7 +706,8 @@ function mark(): bool {
   }
   // Every place may hold a segment, though the oldest were given up before the power went.
   if (!recordBegin(0, 0)) return reclaimStep();
-  markSequence = recordFinish(RecordKind.MARK, voidsTail ? RECORD_VOIDS : 0, 0);
+  const flags = (voidsTail ? RECORD_VOIDS : 0) | (replayBlind ? RECORD_FORGETS : 0);
+  markSequence = recordFinish(RecordKind.MARK, flags, 0);
   logWantStored(markSequence);
   stage = Stage.MARK_STORED;
   return true;

@@ -43,6 +43,11 @@ export let replayBlocks: u32 = 0;
 export let replayClaimed: u64 = 0;
 /** Data blocks that were stored once and are not what they were. */
 export let replayRotten: u32 = 0;
+/** The block behind the last record that counts cannot be read: whether the log ends there is unknown. */
+export let replayBlind: bool = false;
+
+/** A bit for each block of the segment in memory: it could not be read, and is 0 there. */
+const unreadable: StaticArray<u64> = [0, 0, 0, 0];
 
 export enum Replay {
   /** Not one record counts: the log ended before this segment. */
@@ -61,6 +66,7 @@ export function initReplay(next: u64, powerOns: u32, committed: u64, needed: u64
   replayLagMs = lagMs;
   replayBlocks = 0;
   replayRotten = 0;
+  replayBlind = false;
 }
 
 /** Takes over what the end of a header or of a summary says. */
@@ -80,6 +86,16 @@ export function setReplayProven(sequence: u64): void {
   proven = sequence;
 }
 
+/** Block `position` of the segment that is about to be replayed could not be read, or could. */
+export function setReplayUnreadable(position: u32, is: bool): void {
+  const bit = <u64>1 << (position % 64);
+  unreadable[position / 64] = is ? unreadable[position / 64] | bit : unreadable[position / 64] & ~bit;
+}
+
+function isUnreadable(position: u32): bool {
+  return ((unreadable[position / 64] >> (position % 64)) & 1) != 0;
+}
+
 /** Reads segment number `segment`, which lies at `memory`. `anyNumber`: its first record may have any number. */
 export function replaySegment(memory: usize, storeId: u64, segment: u64, anyNumber: bool): Replay {
   const place = segmentPlace(segment);
@@ -89,8 +105,9 @@ export function replaySegment(memory: usize, storeId: u64, segment: u64, anyNumb
     if (!headerCounts(address, storeId, segment, position, anyNumber && position == 0)) break;
     const header = changetype<RecordHeader>(address);
     const rotten = rottenEntries(address);
-    if (rotten > 0 && header.sequence > max(proven, storedInSegment(memory, storeId, segment, position))) break;
+    if (rotten > 0 && !mayBeLost(position, header, max(proven, storedInSegment(memory, storeId, segment, position)))) break;
     if (position == 0) {
+      replayBlind = false;
       clearSegmentRows(place);
       setFirstRecord(segment, header.sequence);
     }
@@ -98,6 +115,7 @@ export function replaySegment(memory: usize, storeId: u64, segment: u64, anyNumb
     position += 1 + header.entryCount;
   }
   if (position > 0) replayBlocks = position;
+  if (isUnreadable(position)) replayBlind = true;
   replayClaimed = storedInSegment(memory, storeId, segment, position);
   if (replayClaimed >= replayNext) return Replay.DAMAGED;
   return position > 0 ? Replay.RECORDS : Replay.EMPTY;
@@ -123,6 +141,16 @@ function headerCounts(address: usize, storeId: u64, segment: u64, position: u32,
     header.powerOns >= replayPowerOns &&
     position + 1 + header.entryCount <= SEGMENT_RECORD_BLOCKS
   );
+}
+
+/** A record with data that are not right was stored, as far as `stored` tells or its unreadable blocks can: power that goes tears
+ * a record, and what is torn can be read. */
+function mayBeLost(position: u32, header: RecordHeader, stored: u64): bool {
+  if (header.sequence <= stored) return true;
+  for (let i: u32 = 1; i <= <u32>header.entryCount; i++) {
+    if (isUnreadable(position + i)) return true;
+  }
+  return false;
 }
 
 function rottenEntries(address: usize): u32 {

@@ -10,6 +10,7 @@ import {
   LOG_START_BLOCK,
   SEGMENT_BLOCKS,
   SUPERBLOCK_COPIES,
+  SUPERBLOCK_LASTS,
   SUPERBLOCK_NAME,
   SUPERBLOCK_SESSIONS,
   SUPERBLOCK_SESSIONS_MAX,
@@ -96,11 +97,20 @@ export function superblockSessions(): usize {
   return STORE_SUPERBLOCK + SUPERBLOCK_SESSIONS;
 }
 
-/** Another power-on: the card gets another name for what it commits in it. */
-export function nextSession(): void {
+/** The last record of each session, u64[16]. */
+export function superblockLasts(): usize {
+  return STORE_SUPERBLOCK + SUPERBLOCK_LASTS;
+}
+
+/** Another power-on: the card gets another name for what it commits in it. Of the session before, record `last` is the last. */
+export function nextSession(last: u64): void {
   const sessions = superblockSessions();
   memory.copy(sessions + 4, sessions, 4 * (SUPERBLOCK_SESSIONS_MAX - 1));
   store<u32>(sessions, random_u32());
+  const lasts = superblockLasts();
+  store<u64>(lasts, last);
+  memory.copy(lasts + 8, lasts, 8 * (SUPERBLOCK_SESSIONS_MAX - 1));
+  store<u64>(lasts, 0);
 }
 
 /** Gives the superblock its next sequence number and checksum; returns the block where it belongs. */

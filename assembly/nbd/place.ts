@@ -28,6 +28,7 @@ const FLAG_BRANCH: u16 = 16;
 const FLAG_RESET: u16 = 32;
 
 const REQUEST_SIZE: u32 = 52;
+const SESSION_SIZE: u32 = 12;
 export const PLACE_SESSIONS_MAX: u32 = 16;
 export const PLACE_REPLY_SIZE_MIN: u32 = 40;
 const LINE_SIZE_MAX: u32 = 129;
@@ -41,6 +42,7 @@ let mode: PlaceMode = PlaceMode.PLAIN;
 let card: u64 = 0;
 let session: u32 = 0;
 let sessions: usize = 0;
+let lasts: usize = 0;
 let sessionCount: u32 = 0;
 let generation: u64 = 0;
 let generationId: u64 = 0;
@@ -72,13 +74,14 @@ export function setPlaceMode(which: PlaceMode): void {
   mode = which;
 }
 
-/** Who the card is: the local store's id, this power-on's session, and `count` earlier ones (u32 each) at `earlier`, which stay
- * there. */
-export function placeIdentity(store: u64, now: u32, earlier: usize, count: u32): void {
+/** Who the card is: the local store's id, this power-on's session, and `count` earlier ones (u32 each) at `earlier` with the last
+ * record of each (u64) at `ends`, which stay there. */
+export function placeIdentity(store: u64, now: u32, earlier: usize, ends: usize, count: u32): void {
   assert(count <= PLACE_SESSIONS_MAX);
   card = store;
   session = now;
   sessions = earlier;
+  lasts = ends;
   sessionCount = count;
 }
 
@@ -149,7 +152,7 @@ export function placeStart(): void {
 
 /** Length of the option's data. */
 export function placeRequestSize(): u32 {
-  return REQUEST_SIZE + 4 * sessionCount + settings.exportLength;
+  return REQUEST_SIZE + SESSION_SIZE * sessionCount + settings.exportLength;
 }
 
 /** Stages the option's data. */
@@ -168,7 +171,10 @@ export function putPlace(): void {
   put64(newest);
   put16(<u16>sessionCount);
   put16(settings.exportLength);
-  for (let i: u32 = 0; i < sessionCount; i++) put32(load<u32>(sessions + ((<usize>i) << 2)));
+  for (let i: u32 = 0; i < sessionCount; i++) {
+    put32(load<u32>(sessions + ((<usize>i) << 2)));
+    put64(load<u64>(lasts + ((<usize>i) << 3)));
+  }
   putBytes(SETTINGS + SETTINGS_EXPORT, settings.exportLength);
 }
 

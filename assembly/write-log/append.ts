@@ -68,6 +68,11 @@ export function appendSetImage(sectors: u64): void {
   imageEndMask = rest == 0 ? 0 : <u8>((<u32>0xff) << rest);
 }
 
+/** After a power-on: `last` is the newest record of the log. A FLUSH CACHE is for writes of earlier power-ons, too. */
+export function appendAfter(last: u64): void {
+  sequence = last;
+}
+
 /** Number of the last record. */
 export function appendedSequence(): u64 {
   return sequence;

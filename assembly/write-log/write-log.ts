@@ -78,7 +78,7 @@ import {
 import { placeAgreed, placeRecords } from '../nbd/place';
 import { AcknowledgementPoint, acknowledgementDelayMs, settings } from '../settings';
 import { statistics } from '../statistics';
-import { append, appendAbandon, appendedDirty, appendedSequence, appendStep, initAppend } from './append';
+import { append, appendAbandon, appendAfter, appendedDirty, appendedSequence, appendStep, initAppend } from './append';
 import {
   initSender,
   SENDER_SIZE,
@@ -175,6 +175,7 @@ function start(): void {
   // Cover whatever the server may have committed before the power was lost.
   if (MUTANT != Mutant.SHORT_FIRST_EPOCH) epochFloor = logNextSequence();
   skipClean();
+  appendAfter(logNextSequence() - 1);
   senderReset(headSequence, headRow);
 }
 

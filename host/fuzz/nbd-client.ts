@@ -94,7 +94,7 @@ interface ClientExports {
   nbdResult2(slot: number): bigint;
   nbdLeaveOut(slot: number, pieces: number): void;
   setPlaceMode(mode: number): void;
-  placeIdentity(card: bigint, session: number, earlier: number, count: number): void;
+  placeIdentity(card: bigint, session: number, earlier: number, lasts: number, count: number): void;
   placeGeneration(generation: bigint, id: bigint): void;
   placeRecords(upTo: bigint, last: bigint, uncommitted: boolean): void;
   placeConflict(): void;
@@ -117,7 +117,7 @@ interface ClientExports {
 export interface CardKnows {
   card: bigint;
   session: number;
-  sessions: number[];
+  sessions: { session: number; last: bigint }[];
   sessionsAt: number;
   generation: bigint;
   id: bigint;
@@ -262,9 +262,13 @@ export class NbdClient {
   /** From the next connection on the client is a card that knows this. `sessions`: where earlier ones may be put. */
   beCard(knows: CardKnows): void {
     const view = new DataView(this.memory.buffer);
-    for (const [index, it] of knows.sessions.entries()) view.setUint32(knows.sessionsAt + 4 * index, it, true);
+    const lastsAt = knows.sessionsAt + 64;
+    for (const [index, { session, last }] of knows.sessions.entries()) {
+      view.setUint32(knows.sessionsAt + 4 * index, session, true);
+      view.setBigUint64(lastsAt + 8 * index, last, true);
+    }
     this.#exports.setPlaceMode(2);
-    this.#exports.placeIdentity(knows.card, knows.session, knows.sessionsAt, knows.sessions.length);
+    this.#exports.placeIdentity(knows.card, knows.session, knows.sessionsAt, lastsAt, knows.sessions.length);
     this.#exports.placeGeneration(knows.generation, knows.id);
     this.#exports.placeRecords(knows.committed, knows.newest, knows.dirty);
     if (knows.conflict) this.#exports.placeConflict();

@@ -41,7 +41,8 @@ export interface CardHello {
   /** 16 hexadecimal digits. */
   card: string;
   session: number;
-  sessions: number[];
+  /** Earlier ones, the newest first, with the number of the last record that the card has found of each. */
+  sessions: { session: number; last: number }[];
   /** Nothing of the card is right for any generation: 0. */
   generation: number;
   id: string;
@@ -54,14 +55,15 @@ export interface CardHello {
 
 /** Where a card belongs. */
 export interface CardPlace {
-  verdict: 'ok' | 'reset' | 'older' | 'copied';
+  /** 'lost': as 'reset', for the end of the card's log is missing, which is committed here. */
+  verdict: 'ok' | 'reset' | 'lost' | 'older' | 'copied';
   /** The line's name, which may be a branch of the one that was asked for. */
   line: string;
   base: number;
   generation: number;
   id: string;
   committed: number;
-  /** For 'ok' and 'reset'. */
+  /** For 'ok', 'reset' and 'lost'. */
   export: OpenExport | null;
 }
 

@@ -22,6 +22,7 @@ const FLAG_BRANCH = 16;
 const FLAG_RESET = 32;
 
 export const HELLO_SIZE = 52;
+export const HELLO_SESSION_SIZE = 12;
 const SESSIONS_MAX = 16;
 const NAME_MAX = 256;
 
@@ -36,7 +37,7 @@ export const EXTENTS_MAX = 511;
 
 const ENCODING_NONE = 0;
 const ENCODING_DEFLATE = 1;
-const VERDICTS = { ok: 0, reset: 0, older: 1, copied: 2 } as const;
+const VERDICTS = { ok: 0, reset: 0, lost: 0, older: 1, copied: 2 } as const;
 
 export interface Hello {
   name: Uint8Array;
@@ -51,28 +52,33 @@ export function parseHello(data: Buffer): Hello | null {
   const flags = data.readUInt16BE(2);
   const sessions = data.readUInt16BE(48);
   const nameLength = data.readUInt16BE(50);
-  const end = HELLO_SIZE + 4 * sessions + nameLength;
+  const end = HELLO_SIZE + HELLO_SESSION_SIZE * sessions + nameLength;
   if (version === 0 || sessions > SESSIONS_MAX || nameLength === 0 || nameLength > NAME_MAX) return null;
   if (version === VERSION ? data.length !== end : data.length < end) return null;
   const generation = readSafe(data, 16);
   const committed = readSafe(data, 32);
   const newest = readSafe(data, 40);
-  if (generation === null || committed === null || newest === null) return null;
+  const lasts = Array.from({ length: sessions }, (_, index) => readSafe(data, sessionAt(index) + 4));
+  if ([generation, committed, newest, ...lasts].includes(null)) return null;
   return {
     name: data.subarray(end - nameLength, end),
     features: flags & (FLAG_DEFLATE | FLAG_ASK),
     hello: {
       card: data.toString('hex', 8, 16),
       session: data.readUInt32BE(4),
-      sessions: Array.from({ length: sessions }, (_, index) => data.readUInt32BE(HELLO_SIZE + 4 * index)),
-      generation,
+      sessions: lasts.map((last, index) => ({ session: data.readUInt32BE(sessionAt(index)), last: last! })),
+      generation: generation!,
       id: data.toString('hex', 24, 32),
-      committed,
-      newest,
+      committed: committed!,
+      newest: newest!,
       dirty: (flags & FLAG_DIRTY) !== 0,
       conflict: (flags & FLAG_CONFLICT) !== 0,
     },
   };
+}
+
+function sessionAt(index: number): number {
+  return HELLO_SIZE + HELLO_SESSION_SIZE * index;
 }
 
 export function encodePlace(place: CardPlace, asked: string, features: number): Buffer {
@@ -80,7 +86,7 @@ export function encodePlace(place: CardPlace, asked: string, features: number): 
   const bytes = Buffer.alloc(40 + name.length);
   let flags = features;
   if (place.line !== asked) flags |= FLAG_BRANCH;
-  if (place.verdict === 'reset') flags |= FLAG_RESET;
+  if (place.verdict === 'reset' || place.verdict === 'lost') flags |= FLAG_RESET;
   bytes.writeUInt16BE(VERSION, 0);
   bytes.writeUInt16BE(flags, 2);
   bytes.writeUInt16BE(VERDICTS[place.verdict], 4);

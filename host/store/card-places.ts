@@ -44,7 +44,14 @@ export class CardPlaces {
       });
       if (judged.verdict === 'older' || judged.verdict === 'copied')
         return await this.refuse(line, hello, state, judged.verdict);
-      if (judged.verdict === 'ok' && hello.conflict && judged.base < generation)
+      if (judged.verdict === 'lost') {
+        this.store.log(
+          'error',
+          `card ${hello.card} has lost the end of its log: its local store has records up to ${judged.committed}, of ${line.name} record ` +
+            `${state!.upTo} is committed, and nothing of that is missing here; the card's cache is dropped`,
+        );
+      }
+      if ((judged.verdict === 'ok' || judged.verdict === 'lost') && hello.conflict && judged.base < generation)
         return await this.branch(name, line, judged.base, client, hello);
       if (judged.verdict === 'reset' && hello.dirty && state?.reset === true && line === image)
         return await this.branch(name, line, generation, client, hello);
@@ -60,7 +67,7 @@ export class CardPlaces {
         base: judged.base,
         generation,
         id,
-        committed: judged.verdict === 'reset' ? hello.committed : (state?.upTo ?? 0),
+        committed: judged.committed ?? (judged.verdict === 'reset' ? hello.committed : (state?.upTo ?? 0)),
         export: opened,
       };
     } finally {

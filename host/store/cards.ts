@@ -33,12 +33,14 @@ export interface CardCommit {
   session: number;
 }
 
-export type Verdict = 'ok' | 'reset' | 'older' | 'copied';
+export type Verdict = 'ok' | 'reset' | 'lost' | 'older' | 'copied';
 
 export interface Judgement {
   verdict: Verdict;
   /** The generation that the card's view is based on. */
   base: number;
+  /** 'lost': the records up to this one are on the card, and committed. */
+  committed?: number;
 }
 
 /** More cards than this on one line: the ones that were not seen for the longest time are forgotten. */
@@ -63,13 +65,16 @@ export function judgeCard(
   head: number,
   idOf: (generation: number) => string | null,
 ): Judgement {
-  const sessions = [hello.session, ...hello.sessions];
   const upTo = state?.upTo ?? 0;
   if (state?.reset === true) return { verdict: 'reset', base: head };
   if (upTo > hello.committed) {
-    // An answer was lost. The generations between the card's and that one are all its own.
-    if (upTo > hello.newest || !sessions.includes(state!.session)) return { verdict: 'copied', base: 0 };
-    return { verdict: 'ok', base: Math.max(state!.generation, isOurs(hello, idOf) ? hello.generation : 0) };
+    // An answer was lost, or the end of the card's log. The generations between the card's and that one are all its own.
+    const base = Math.max(state!.generation, isOurs(hello, idOf) ? hello.generation : 0);
+    const earlier = hello.sessions.find((it) => it.session === state!.session);
+    if (earlier !== undefined && upTo > earlier.last)
+      return { verdict: 'lost', base, committed: Math.max(earlier.last, hello.committed) };
+    const isThisCard = earlier !== undefined || (state!.session === hello.session && upTo <= hello.newest);
+    return isThisCard ? { verdict: 'ok', base } : { verdict: 'copied', base: 0 };
   }
   if (upTo < hello.committed) return { verdict: 'older', base: 0 };
   if (hello.generation === 0) return { verdict: hello.dirty ? 'older' : 'reset', base: head };

@@ -12,7 +12,8 @@ import { BLOCK, CLIENT } from '../store/model.js';
 export interface Knows {
   card?: bigint;
   session?: number;
-  sessions?: number[];
+  /** With the last record of each, 1,000,000 where nothing is said. */
+  sessions?: (number | { session: number; last: number })[];
   generation?: number;
   id?: string;
   committed?: number;
@@ -37,7 +38,7 @@ export interface Told {
 export function helloBytes(knows: Knows): Buffer {
   const name = Buffer.from(knows.name ?? 'a');
   const sessions = knows.sessions ?? [];
-  const data = Buffer.alloc(52 + 4 * sessions.length + name.length);
+  const data = Buffer.alloc(52 + 12 * sessions.length + name.length);
   data.writeUInt16BE(knows.version ?? 1, 0);
   data.writeUInt16BE((knows.dirty ? 1 : 0) | (knows.conflict ? 2 : 0) | (knows.features ?? 12), 2);
   data.writeUInt32BE(knows.session ?? 1, 4);
@@ -48,8 +49,12 @@ export function helloBytes(knows: Knows): Buffer {
   data.writeBigUInt64BE(BigInt(knows.newest ?? 1_000_000), 40);
   data.writeUInt16BE(sessions.length, 48);
   data.writeUInt16BE(name.length, 50);
-  for (const [index, it] of sessions.entries()) data.writeUInt32BE(it, 52 + 4 * index);
-  name.copy(data, 52 + 4 * sessions.length);
+  for (const [index, it] of sessions.entries()) {
+    const { session, last } = typeof it === 'number' ? { session: it, last: 1_000_000 } : it;
+    data.writeUInt32BE(session, 52 + 12 * index);
+    data.writeBigUInt64BE(BigInt(last), 56 + 12 * index);
+  }
+  name.copy(data, 52 + 12 * sessions.length);
   return data;
 }
 
