@@ -54,6 +54,15 @@ interface WriteCommand {
   receivedCount: number;
 }
 
+/** An administrator's generation. */
+interface Change {
+  generation: number;
+  number: number;
+  /** What each sector was before. */
+  before: Map<number, number>;
+  learnt: boolean;
+}
+
 export class Checker implements StoreWatcher {
   generations = 0;
   sectorsChecked = 0;
@@ -76,6 +85,7 @@ export class Checker implements StoreWatcher {
   #newestDone = 0;
   /** Sectors that the PC wrote, was told so, and that are not in the newest generation. */
   #dirty = 0;
+  readonly #isDirty: Uint8Array;
   /** The newest command that was done when the PC was last told that everything is safe. */
   #safe = 0;
   /** True when the local store has damaged something that it had stored. Set by the run. */
@@ -86,9 +96,8 @@ export class Checker implements StoreWatcher {
   #lenient = false;
   /** The card reports its lag since then; not while it starts. */
   #reportsSinceUs = Number.POSITIVE_INFINITY;
-  /** Changes of administrators, the oldest first, since the card's base: what each sector was before, and whether the card has
-   * learnt of it. */
-  #changes: { generation: number; number: number; before: Map<number, number>; learnt: boolean }[] = [];
+  /** Changes of administrators, the oldest first, since the card's base. */
+  #changes: Change[] = [];
   /** What sectors were before the card learnt of their change: a command that was running then may still show it. */
   readonly #lately = new Map<number, number>();
   conflicts = 0;
@@ -106,6 +115,7 @@ export class Checker implements StoreWatcher {
     this.#image = new Uint32Array(sectors);
     this.#shadow = new Uint32Array(sectors);
     this.#mark = new Uint32Array(sectors);
+    this.#isDirty = new Uint8Array(sectors);
     this.#writes.push(newWrite(0, 0, 0));
   }
 
@@ -146,10 +156,10 @@ export class Checker implements StoreWatcher {
   }
 
   #setImage(lba: number, number: number): void {
-    const shadow = this.#shadow[lba];
-    if (shadow > this.#image[lba]) this.#dirty -= 1;
     this.#image[lba] = number;
-    if (shadow > number) this.#dirty += 1;
+    // What an administrator has changed after it was committed is not dirty, whichever of the two has the higher number.
+    const shadow = this.#shadow[lba];
+    this.#setDirty(lba, shadow > number && shadow > this.#position);
   }
 
   /** The link is up, or not. */
@@ -192,12 +202,13 @@ export class Checker implements StoreWatcher {
 
   conflict(base: number): void {
     this.conflicts += 1;
-    if (this.#lenient) {
-      this.#changes = [];
-      return;
-    }
     const undone = this.#changes.filter((change) => change.generation > base);
     this.#changes = this.#changes.filter((change) => change.generation <= base);
+    if (!this.#lenient) this.#checkConflict(base, undone);
+    for (const { before } of undone.reverse()) for (const [lba, number] of before) this.#setImage(lba, number);
+  }
+
+  #checkConflict(base: number, undone: Change[]): void {
     const blocks = new Set<number>();
     for (const { before } of undone) for (const lba of before.keys()) blocks.add(Math.floor(lba / BLOCK_SECTORS));
     let real = false;
@@ -213,11 +224,8 @@ export class Checker implements StoreWatcher {
         `a conflict since generation ${base} was reported, but no write of the PC that is not committed meets what was changed`,
       );
     }
-    for (const { before, learnt } of undone.reverse()) {
-      if (learnt)
-        throw new Violation('O6', `the card was put on a branch from generation ${base}, and knew a later one`);
-      for (const [lba, number] of before) this.#setImage(lba, number);
-    }
+    if (undone.some(({ learnt }) => learnt))
+      throw new Violation('O6', `the card was put on a branch from generation ${base}, and knew a later one`);
   }
 
   /** Is this what an administrator has made of the sector, and the card may or may not show it? */
@@ -357,6 +365,7 @@ export class Checker implements StoreWatcher {
     this.#lately.clear();
     this.#maybe.clear();
     this.#dirty = 0;
+    this.#isDirty.fill(0);
     this.#newestDone = this.#position;
     for (let number = this.#position + 1; number < this.#writes.length; number++) this.#survive(this.#writes[number]);
   }
@@ -393,14 +402,20 @@ export class Checker implements StoreWatcher {
 
   /** The card has started and answers the PC: from now on its lag counts. */
   cardReady(): void {
+    // A store damages while it is read at power-on, too.
+    if (this.powerCuts > 0) this.#lenient ||= this.storeDamaged();
     this.#reportsSinceUs = this.#world.nowUs;
   }
 
   #setShadow(lba: number, number: number): void {
-    const image = this.#image[lba];
-    if (this.#shadow[lba] > image) this.#dirty -= 1;
     this.#shadow[lba] = number;
-    if (number > image) this.#dirty += 1;
+    this.#setDirty(lba, number > this.#image[lba]);
+  }
+
+  #setDirty(lba: number, dirty: boolean): void {
+    const now = dirty ? 1 : 0;
+    this.#dirty += now - this.#isDirty[lba];
+    this.#isDirty[lba] = now;
   }
 
   // What reaches the image server
@@ -542,9 +557,8 @@ export class Checker implements StoreWatcher {
         if (!isNew && number !== before) this.#failGeneration(generation, lba, words, i * WORDS);
         if (!isSector(words, i * WORDS, number, lba)) this.#failGeneration(generation, lba, words, i * WORDS);
         if (number === before) continue;
-        if (this.#shadow[lba] > before) this.#dirty -= 1;
         this.#image[lba] = number;
-        if (this.#shadow[lba] > number) this.#dirty += 1;
+        this.#setDirty(lba, this.#shadow[lba] > number);
       }
     }
   }
