@@ -90,6 +90,8 @@ export class MerkleStore implements ImageBackend {
         throw new Violation('O6', `the card is refused at generation ${base}, and nothing was lost`);
       this.#line = line;
       this.#generation = base;
+      // What an administrator commits meanwhile becomes a generation of the line that the card has left.
+      this.#commits = this.#commits.filter(({ administrator }) => administrator === null);
       this.#watcher.conflict(base);
     });
   }
@@ -99,14 +101,15 @@ export class MerkleStore implements ImageBackend {
     const store = this.#store;
     if (store === null) return false;
     this.#world.promises = true;
+    const line = this.#line;
     let opened: OpenExport | null = null;
     try {
-      opened = await store.open(this.#line, { ...CLIENT, identity: 'administrator' });
+      opened = await store.open(line, { ...CLIENT, identity: 'administrator' });
       for (const [block, bytes] of blocks) {
         await opened.write(block * BLOCK, bytes.subarray(0, Math.min(BLOCK, this.size - block * BLOCK)));
         this.#written.add(block);
       }
-      if (this.#store !== store) return false;
+      if (this.#store !== store || this.#line !== line) return false;
       this.#world.promises = true;
       await this.commit(blocks, () => opened!.commit(), number);
       return true;
