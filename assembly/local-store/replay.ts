@@ -88,7 +88,7 @@ export function setReplayProven(sequence: u64): void {
 
 /** Block `position` of the segment that is about to be replayed could not be read, or could. */
 export function setReplayUnreadable(position: u32, is: bool): void {
-  const bit = <u64>1 << (position % 64);
+  const bit = (<u64>1) << (position % 64);
   unreadable[position / 64] = is ? unreadable[position / 64] | bit : unreadable[position / 64] & ~bit;
 }
 
@@ -105,7 +105,8 @@ export function replaySegment(memory: usize, storeId: u64, segment: u64, anyNumb
     if (!headerCounts(address, storeId, segment, position, anyNumber && position == 0)) break;
     const header = changetype<RecordHeader>(address);
     const rotten = rottenEntries(address);
-    if (rotten > 0 && !mayBeLost(position, header, max(proven, storedInSegment(memory, storeId, segment, position)))) break;
+    if (rotten > 0 && !mayBeLost(position, header, max(proven, storedInSegment(memory, storeId, segment, position))))
+      break;
     if (position == 0) {
       replayBlind = false;
       clearSegmentRows(place);

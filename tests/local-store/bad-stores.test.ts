@@ -206,6 +206,32 @@ describe('bad local stores', () => {
     assert.ok(rig.log.some((line) => line.startsWith('error')));
   });
 
+  it('the last record of the log cannot be read: its sectors give UNC, not what they were before', () => {
+    const rig = usedRig(9);
+    const header = findRecords(rig.store, 1, 1)[0];
+    rig.store.unreadable.add(header + 1);
+    rig.powerOn();
+    assert.deepEqual(rig.read(8 * 8, 8, 30_000).failed, true);
+    assert.equal(rig.read(7 * 8, 8).failed, false);
+    assert.ok(rig.log.some((line) => line.startsWith('error')));
+  });
+
+  it('the end of the log cannot be read: no clean block is shown, which may be older than what was there', () => {
+    const rig = usedRig(9);
+    const header = findRecords(rig.store, 1, 1)[0];
+    rig.store.unreadable.add(header);
+    for (const lifeAfter of ['first', 'second']) {
+      rig.powerOn();
+      assert.equal(rig.card.statistics().storeState, 'ready', lifeAfter);
+      assert.equal(rig.read(20 * 20, 9).failed, true, `${lifeAfter}: clean`);
+      assert.equal(rig.read(7 * 8, 8).failed, false, `${lifeAfter}: uncommitted`);
+      assert.ok(rig.log.some((line) => line.startsWith('error') && line.includes('where its log ends')));
+      rig.powerOff();
+      rig.store.powerCut({ kind: 'keep-all', sectors: 0 });
+      rig.store.unreadable.clear();
+    }
+  });
+
   it('a store that stops writing gives device faults, and reads go on', () => {
     const rig = usedRig(0);
     rig.setReachable(true);

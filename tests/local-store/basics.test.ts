@@ -69,6 +69,23 @@ describe('local store', () => {
     });
   }
 
+  it('where a flush waits for the server, it waits for the writes of earlier power-ons too', () => {
+    const rig = new StoreRig({ settings: { acknowledgementPoint: 'remote-stored' } });
+    rig.powerOn();
+    rig.setReachable(false);
+    rig.startWrite(100, 8);
+    rig.pass(1_000);
+    rig.powerOff();
+    rig.store.powerCut({ kind: 'lose-all' });
+    rig.powerOn();
+    rig.startFlush();
+    rig.pass(1_000);
+    assert.equal(rig.busy, true);
+    rig.setReachable(true);
+    assert.equal(rig.end().failed, false);
+    assert.equal(rig.generation, 1);
+  });
+
   it('with the write cache off (SET FEATURES 82h) a write is done when it is stored, whatever the point', () => {
     const rig = new StoreRig({ settings: { acknowledgementPoint: 'received' } });
     rig.powerOn();

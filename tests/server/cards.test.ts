@@ -261,6 +261,29 @@ test('a copied local store is refused', async () => {
   await connected(store, { generation: 1, id, session: 8, sessions: [7], dirty: true });
 });
 
+test('a card whose log has lost its end is told so, and what is committed of it is not missed', async () => {
+  const store = await newStore();
+  const before = await connected(store, { session: 7 });
+  await before.write(0, blockOf(1));
+  const made = await before.flush(48);
+  await before.write(BLOCK, blockOf(2));
+  const lost = await before.flush(60);
+  await before.hangUp();
+  await administratorWrites(store, 20, 9);
+  const knows: Knows = { generation: made.generation, id: made.id, committed: 40, newest: 55, session: 8, dirty: true };
+  const card = await connected(store, { ...knows, sessions: [{ session: 7, last: 52 }] });
+  assert.deepEqual([card.told!.flags & 32, card.told!.committed, card.told!.base], [32, 52, lost.generation]);
+  assert.deepEqual(await card.changes(BLOCKS), [20], 'what others have changed since is told all the same');
+  assert.ok(store.lines.get('a')!.record.cards !== undefined);
+  // The numbers behind the last that is left are given again.
+  await card.write(2 * BLOCK, blockOf(3));
+  await card.flush(55);
+  await card.hangUp();
+  const again = await connected(store, { ...knows, committed: 54, newest: 70, sessions: [{ session: 7, last: 52 }] });
+  assert.deepEqual([again.told!.flags & 32, again.told!.committed], [0, 55]);
+  for (const content of [1, 2, 3]) assert.deepEqual(await contentOf(store, 'a', content - 1), blockOf(content));
+});
+
 test('a card that has nothing to lose takes another image of the same name', async () => {
   const store = await newStore();
   const card = await connected(store, { generation: 12, id: 'ab'.repeat(8) });
