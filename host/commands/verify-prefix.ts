@@ -171,7 +171,7 @@ async function compare(log: StoreLog, master: Master, place: Place | null): Prom
     const reason =
       state.upTo < committed
         ? `the card knows record ${committed} to be committed and ${master.name} has record ${state.upTo}: it was restored from a backup, or is another image of that name`
-        : `${master.name} has record ${state.upTo} of this card and the local store ends at record ${newest}: it is an older copy`;
+        : `${master.name} has record ${state.upTo} of this card and the local store ends at record ${newest}: it is an older copy, or the end of its log is lost; what is committed is not`;
     return { verdict: 'conflict', reason, master: about };
   }
   const isForeign = foreignBlocks(place?.foreign ?? []);
