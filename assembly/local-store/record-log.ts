@@ -158,10 +158,14 @@ export function initRecordLog(arena: usize, size: u32, segmentsMax: u32): void {
 }
 
 /** The store that the log lies on; before anything is staged or replayed. */
-export function openRecordLog(segmentCount: u32, id: u64, powerOn: u32): void {
+export function openRecordLog(segmentCount: u32, id: u64): void {
   segments = segmentCount;
   storeId = id;
-  powerOns = powerOn;
+}
+
+/** For the records of this power-on. */
+export function logSetPowerOns(number: u32): void {
+  powerOns = number;
 }
 
 /** Where recovery found the log to end: `used` blocks of segment `head` are taken, the next record is number `sequence`,

@@ -68,6 +68,7 @@ import {
   foundSegment,
   logSetGeneration,
   logSetNeeded,
+  logSetPowerOns,
   logStored,
   logWantStored,
   openRecordLog,
@@ -278,7 +279,7 @@ function decideValid(): void {
 
 function openStore(): void {
   initTable(tableArena, superblock.segments);
-  openRecordLog(superblock.segments, superblock.storeId, superblock.powerOns + 1);
+  openRecordLog(superblock.segments, superblock.storeId);
   lastSegment = 0;
   batch = batchFirst = 0;
   stage = Stage.SUMMARIES;
@@ -684,7 +685,14 @@ function countDirtyBlocks(): void {
 
 function powerOn(): bool {
   if (batch == 0) {
-    superblock.powerOns += 1;
+    if (replayPowerOns > superblock.powerOns) {
+      logText('local store has lost its newest superblock');
+      logValue('power_ons', superblock.powerOns);
+      logValue('log', replayPowerOns);
+      logEnd(LogLevel.ERROR);
+    }
+    superblock.powerOns = max(superblock.powerOns, replayPowerOns) + 1;
+    logSetPowerOns(superblock.powerOns);
     nextSession(replayNext - 1);
     batchOperation[0] = deviceWrite(nextSuperblock(), 1, STORE_SUPERBLOCK);
     batch = 1;

@@ -208,6 +208,13 @@ export class Checker implements StoreWatcher {
     for (const { before } of undone.reverse()) for (const [lba, number] of before) this.#setImage(lba, number);
   }
 
+  /** Right only for a card whose superblock its store has lost: it looks like a copy. The run is over. */
+  refused(base: number): void {
+    if (!this.storeDamaged())
+      throw new Violation('O6', `the card is refused at generation ${base}, and nothing was lost`);
+    this.#world.stop();
+  }
+
   #checkConflict(base: number, undone: Change[]): void {
     const blocks = new Set<number>();
     for (const { before } of undone) for (const lba of before.keys()) blocks.add(Math.floor(lba / BLOCK_SECTORS));

@@ -68,6 +68,8 @@ export interface StoreWatcher {
   administrated(generation: number, number: number, changed: Blocks): void;
   /** The server has put the card on a branch that begins at generation `base`. */
   conflict(base: number): void;
+  /** The server refuses the card, which knows more than the server, or is a copy. */
+  refused(base: number): void;
   /** The store has come back after a crash; this is its newest generation, which has been reported as committed. */
   reopened(blocks: Blocks): void;
 }

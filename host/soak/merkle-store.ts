@@ -85,9 +85,8 @@ export class MerkleStore implements ImageBackend {
   /** The card goes on, on a branch: that is its image from now on. */
   #conflict(line: string, base: number): void {
     this.#world.watch(() => {
+      if (line === this.#line) return this.#watcher.refused(base);
       this.#world.trace('server', `conflict: the card is on ${line} from generation ${base}`);
-      if (line === this.#line)
-        throw new Violation('O6', `the card is refused at generation ${base}, and nothing was lost`);
       this.#line = line;
       this.#generation = base;
       // What an administrator commits meanwhile becomes a generation of the line that the card has left.
