@@ -106,6 +106,8 @@ export enum NbdError {
   DISCONNECTED = 7,
   /** Both sides have changed the same blocks: the next connection asks for a branch. */
   CONFLICT = 8,
+  /** The acknowledgement point was switched: the server must know at the next connection what the PC counts on. */
+  POINT = 9,
 
   // Refusals: asking again soon is of no use.
   /** The server has no such export. */
@@ -224,6 +226,8 @@ export function nbdErrorText(error: NbdError): string {
       return 'NBD violation: write done before it was sent';
     case NbdError.CONFLICT:
       return 'both sides have changed the image: asking for a branch';
+    case NbdError.POINT:
+      return 'another acknowledgement point, connecting again';
     case NbdError.SERVER_OLDER:
       return 'image server knows less than this card, nothing is merged: see ribbon image resolve';
     case NbdError.STORE_COPIED:

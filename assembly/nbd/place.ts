@@ -24,6 +24,7 @@ const FLAG_DIRTY: u16 = 1;
 const FLAG_CONFLICT: u16 = 2;
 const FLAG_DEFLATE: u16 = 4;
 const FLAG_ASK: u16 = 8;
+const FLAG_EARLY: u16 = 16;
 const FLAG_BRANCH: u16 = 16;
 const FLAG_RESET: u16 = 32;
 
@@ -50,6 +51,7 @@ let committed: u64 = 0;
 let newest: u64 = 0;
 let dirty: bool = false;
 let conflict: bool = false;
+let early: bool = false;
 
 // What the server has answered on this connection.
 let agreed: bool = false;
@@ -98,9 +100,19 @@ export function placeRecords(upTo: u64, last: u64, uncommitted: bool): void {
   dirty = uncommitted;
 }
 
+/** The PC is told of writes that the server has received and not committed: from the next connection on it keeps them for the case
+ * that this card is lost. */
+export function placeEarly(is: bool): void {
+  early = is;
+}
+
 /** The next connection asks for a branch: both sides have changed the same blocks. */
 export function placeConflict(): void {
   conflict = true;
+}
+
+export function placeIsEarly(): bool {
+  return early;
 }
 
 /** True on a connection to an image server that knows cards: everything below is from it. */
@@ -159,6 +171,7 @@ export function placeRequestSize(): u32 {
 export function putPlace(): void {
   let wanted: u16 = dirty ? FLAG_DIRTY : 0;
   if (conflict) wanted |= FLAG_CONFLICT;
+  if (early) wanted |= FLAG_EARLY;
   if ((settingsWire() & SETTINGS_WIRE_DEFLATE) != 0) wanted |= FLAG_DEFLATE;
   if ((settingsWire() & SETTINGS_WIRE_ASK) != 0) wanted |= FLAG_ASK;
   put16(VERSION);

@@ -75,7 +75,7 @@ import {
   nbdState,
   nbdUp,
 } from '../nbd/client';
-import { placeAgreed, placeRecords } from '../nbd/place';
+import { placeAgreed, placeEarly, placeIsEarly, placeRecords } from '../nbd/place';
 import { AcknowledgementPoint, acknowledgementDelayMs, settings } from '../settings';
 import { statistics } from '../statistics';
 import { append, appendAbandon, appendAfter, appendedDirty, appendedSequence, appendStep, initAppend } from './append';
@@ -186,6 +186,9 @@ export function setAcknowledgementPoint(which: u32): bool {
   if (which > <u32>AcknowledgementPoint.REMOTE_STORED) return false;
   point = which;
   statistics.acknowledgementPoint = which;
+  const early = point == AcknowledgementPoint.SENT || point == AcknowledgementPoint.REMOTE_RECEIVED;
+  if (early && !placeIsEarly() && placeAgreed()) nbdRestart(NbdError.POINT);
+  placeEarly(early);
   return true;
 }
 

@@ -41,6 +41,7 @@ export const NbdError = {
   SHUTDOWN: 6,
   DISCONNECTED: 7,
   CONFLICT: 8,
+  POINT: 9,
   EXPORT_UNKNOWN: 16,
   POLICY: 17,
   TLS_REQUIRED: 18,

@@ -51,6 +51,8 @@ export interface CardHello {
   newest: number;
   dirty: boolean;
   conflict: boolean;
+  /** Its PC is told of writes before they are committed, and counts on what the server has received. */
+  early: boolean;
 }
 
 /** Where a card belongs. */

@@ -18,6 +18,7 @@ const FLAG_DIRTY = 1;
 const FLAG_CONFLICT = 2;
 export const FLAG_DEFLATE = 4;
 export const FLAG_ASK = 8;
+const FLAG_EARLY = 16;
 const FLAG_BRANCH = 16;
 const FLAG_RESET = 32;
 
@@ -73,6 +74,7 @@ export function parseHello(data: Buffer): Hello | null {
       newest: newest!,
       dirty: (flags & FLAG_DIRTY) !== 0,
       conflict: (flags & FLAG_CONFLICT) !== 0,
+      early: (flags & FLAG_EARLY) !== 0,
     },
   };
 }

@@ -150,6 +150,7 @@ export class MerkleStore implements ImageBackend {
         journalMaxBytes: 6 << 20,
         coalesceMs: 300,
         digestDelayMs: 200,
+        cardLostMs: Number.POSITIVE_INFINITY,
         nowMs: () => WALL_CLOCK_MS + Math.floor(this.#world.nowUs / 1000),
         pause: () => () => Promise.resolve(),
         freeBytes: () => (this.full ? 0 : Number.MAX_SAFE_INTEGER),

@@ -35,6 +35,7 @@ export class CardPlaces {
       if (other.card?.card === hello.card && other.identity === client.identity)
         other.fence(`card ${hello.card} has connected again`);
     }
+    this.store.left.drop(hello.card);
     const { view, generation } = await this.store.newestView(line);
     try {
       const state = line.record.cards?.[hello.card] ?? null;
@@ -57,7 +58,7 @@ export class CardPlaces {
         return await this.branch(name, line, generation, client, hello);
       await this.remember(line, hello, generation);
       const opened = new LineExport(this.store, line, this.store.copyView(view), generation, false, client);
-      opened.card = { card: hello.card, session: hello.session };
+      opened.card = { card: hello.card, session: hello.session, early: hello.early };
       const id = idOf(this.store.generationRecord(line.record.id, generation)!);
       // Something may have happened while the card was noted down.
       if (line.head !== generation) opened.fence(`${line.name} has changed meanwhile`);

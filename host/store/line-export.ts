@@ -24,7 +24,7 @@ export class LineExport implements OpenExport {
   /** The generation that is read, without the open epoch. */
   generation: number;
   /** The card that this is a connection of. */
-  card: { card: string; session: number } | null = null;
+  card: { card: string; session: number; early: boolean } | null = null;
   /** Set while this connection is or was the writer: it reads the line's own layers. */
   private live = false;
   private lost: string | null = null;
@@ -452,6 +452,7 @@ export class LineExport implements OpenExport {
       // A card's epoch is whole only with its number.
       if (clean && this.card === null && this.live && this.lost === null && line.writer === this) await this.commit();
       await this.commits;
+      if (!clean && this.card?.early === true) await this.leaveEpoch();
     } finally {
       line.exports.delete(this);
       if (this.lost === null) this.discard();
@@ -459,6 +460,16 @@ export class LineExport implements OpenExport {
       this.view?.close();
       this.view = null;
     }
+  }
+
+  /** The connection of a card broke whose PC counts on what has arrived: see LeftEpochs. */
+  private async leaveEpoch(): Promise<void> {
+    const { line } = this;
+    const isOpen = (): boolean => this.lost === null && line.writer === this && !this.store.isClosing;
+    while (isOpen() && (!this.epoch.empty || this.spill !== null)) await this.startSpill();
+    if (!isOpen() || this.base === null) return;
+    this.store.left.keep(line, this.card!.card, this.generation, this.base);
+    this.base = null;
   }
 
   // --- meta contexts

@@ -28,6 +28,7 @@ import { importRecords } from './image-import.js';
 import { Images } from './images.js';
 import { emptyBatch, type Index, LmdbIndex } from './index.js';
 import { type CommitRecord, Journal, JournalError } from './journal.js';
+import { LeftEpochs } from './left-epochs.js';
 import {
   type GenerationRecord,
   generationKey,
@@ -73,6 +74,8 @@ export interface StoreOptions {
   coalesceMs?: number;
   /** The digest begins this long after a commit. */
   digestDelayMs?: number;
+  /** A card whose connection has broken may come back for so long; then what it had not committed becomes a branch. */
+  cardLostMs?: number;
   /** Bytes that the file system must have free for writing to go on. */
   reserveBytes?: number;
   /** For simulations. */
@@ -110,6 +113,7 @@ interface Parts {
 /** At the maximum a store takes some ten seconds to open after a crash. */
 const JOURNAL_BUSY_BYTES = 2 * 1024 ** 3;
 const JOURNAL_MAX_BYTES = 4 * 1024 ** 3;
+const CARD_LOST_MS = 600_000;
 /** Clients rest when none has written for this long. */
 const IDLE_MS = 250;
 
@@ -123,6 +127,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   readonly builder: TreeBuilder;
   readonly images = new Images(this);
   readonly cards = new CardPlaces(this);
+  readonly left: LeftEpochs;
   readonly log: StoreLog;
   /** Roots that no generation points to and that are needed: imports under way. */
   collecting = false;
@@ -153,6 +158,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       parts.index,
       () => options.pause?.() ?? this.digestPause(),
     );
+    this.left = new LeftEpochs(this, options.cardLostMs ?? CARD_LOST_MS);
     this.unlock = parts.unlock;
     this.storeId = parts.storeId;
   }
@@ -197,6 +203,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
         opened.fence('the server is shutting down');
       }
     }
+    await this.left.keepAll();
     try {
       await this.digestAll();
       this.journal.clear();

@@ -20,6 +20,7 @@ export interface Knows {
   newest?: number;
   dirty?: boolean;
   conflict?: boolean;
+  early?: boolean;
   features?: number;
   name?: string;
   version?: number;
@@ -40,7 +41,10 @@ export function helloBytes(knows: Knows): Buffer {
   const sessions = knows.sessions ?? [];
   const data = Buffer.alloc(52 + 12 * sessions.length + name.length);
   data.writeUInt16BE(knows.version ?? 1, 0);
-  data.writeUInt16BE((knows.dirty ? 1 : 0) | (knows.conflict ? 2 : 0) | (knows.features ?? 12), 2);
+  data.writeUInt16BE(
+    (knows.dirty ? 1 : 0) | (knows.conflict ? 2 : 0) | (knows.early ? 16 : 0) | (knows.features ?? 12),
+    2,
+  );
   data.writeUInt32BE(knows.session ?? 1, 4);
   data.writeBigUInt64BE(knows.card ?? 0xc0ffee0000000001n, 8);
   data.writeBigUInt64BE(BigInt(knows.generation ?? 0), 16);

@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict';
 import crypto from 'node:crypto';
 import { test } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
 import * as nbd from '../../host/server/nbd-protocol.js';
 import * as ribbon from '../../host/server/ribbon-protocol.js';
 import { parseRetention } from '../../host/store/retention.js';
@@ -282,6 +283,43 @@ test('a card whose log has lost its end is told so, and what is committed of it 
   const again = await connected(store, { ...knows, committed: 54, newest: 70, sessions: [{ session: 7, last: 52 }] });
   assert.deepEqual([again.told!.flags & 32, again.told!.committed], [0, 55]);
   for (const content of [1, 2, 3]) assert.deepEqual(await contentOf(store, 'a', content - 1), blockOf(content));
+});
+
+test('what a lost card had sent and not committed becomes a branch, if its PC counts on it', async () => {
+  for (const early of [true, false]) {
+    const store = await openStore(newMedium(), { cardLostMs: 1 });
+    await store.images.create('a', BLOCKS * BLOCK);
+    const card = await connected(store, { early });
+    await card.write(0, blockOf(1));
+    await card.flush(10);
+    await card.write(0, blockOf(2));
+    await card.write(BLOCK, blockOf(3));
+    await card.hangUp();
+    for (let turn = 0; turn < 100 && !store.lines.has('a/left-c0ffee00-2'); turn++) await setTimeout(5);
+    assert.deepEqual([...store.lines.keys()], early ? ['a', 'a/left-c0ffee00-2'] : ['a']);
+    assert.deepEqual(await contentOf(store, 'a', 0), blockOf(1));
+    if (early)
+      for (const block of [0, 1])
+        assert.deepEqual(await contentOf(store, 'a/left-c0ffee00-2', block), blockOf(block + 2));
+    await store.close();
+  }
+});
+
+test('a card that comes back leaves nothing; a server that stops keeps what is left', async () => {
+  const medium = newMedium();
+  const store = await openStore(medium);
+  await store.images.create('a', BLOCKS * BLOCK);
+  const card = await connected(store, { early: true, session: 7 });
+  await card.write(0, blockOf(2));
+  await card.hangUp();
+  await connected(store, { early: true, session: 7, generation: 1, id: card.told!.id, dirty: true });
+  const other = await connected(store, { early: true, card: 0xbeefn });
+  await other.write(BLOCK, blockOf(3));
+  await other.hangUp();
+  await store.close();
+  const again = await openStore(medium);
+  assert.deepEqual([...again.lines.keys()], ['a', 'a/left-00000000-1']);
+  assert.deepEqual(await contentOf(again, 'a/left-00000000-1', 1), blockOf(3));
 });
 
 test('a card that has nothing to lose takes another image of the same name', async () => {
