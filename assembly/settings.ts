@@ -13,9 +13,6 @@ export const SETTINGS_TLS: u32 = 1;
 /** Whatever is on the local store may be overwritten: format it if it cannot be used. */
 export const SETTINGS_STORE_FORMAT: u32 = 2;
 
-/** Forget at power-on what the image server has, too: it may have changed it since and cannot say so. */
-export const SETTINGS_STORE_DROP_CLEAN: u32 = 4;
-
 /** After which event the PC is told that a write is done (DESIGN.md "Promises"). */
 export enum AcknowledgementPoint {
   /** The data is in the card's memory. */

@@ -12,7 +12,7 @@ import { clock_ms } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { STORE_SUPERBLOCK } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
-import { SETTINGS_STORE_DROP_CLEAN, SETTINGS_STORE_FORMAT, settings } from '../settings';
+import { SETTINGS_STORE_FORMAT, settings } from '../settings';
 import {
   addRowFlags,
   clearSegmentRows,
@@ -625,7 +625,6 @@ function enterAll(): void {
   dirtyRecords = dirtyBlocks = 0;
   dirtySectors = 0;
   const madeMs = clock_ms() - replayLagMs;
-  const dropsClean = replayBlind || (settings.flags & SETTINGS_STORE_DROP_CLEAN) != 0;
   for (let more = walkStart(); more; more = walkNext()) {
     if (rowIs(walkRow, ROW_VOID)) continue;
     if (forgets()) continue;
@@ -635,9 +634,9 @@ function enterAll(): void {
       const isDirty = uncommitted && rowIs(data, ROW_WRITE);
       if (isDirty) dirty = true;
       else settleClean(data);
-      if (dropsClean) setRowValid(data, rowValid(data) & rowDirty(data));
+      if (replayBlind) setRowValid(data, rowValid(data) & rowDirty(data));
       if (MUTANT == Mutant.OLDEST_COPY_WINS && tableFind(rowKey(data)) != NO_ROW) continue;
-      if (isDirty || !dropsClean) tablePut(data);
+      if (isDirty || !replayBlind) tablePut(data);
     }
     if (rowValid(walkRow) == RecordKind.WRITE && uncommitted) dirty = true;
     if (!dirty) continue;

@@ -28,8 +28,6 @@ export interface CardSettings {
   acknowledgementDelayMs: number;
   /** The local store may be overwritten if it cannot be used. */
   formatStore: boolean;
-  /** Forget at power-on what the image server has, too: for images that others change while the card is off. */
-  dropCleanCache: boolean;
   /** Bytes a second that the card sends, and that it takes, at most; 0: no limit. */
   linkRateBytes: number;
   /** Offers of the card to an image server that knows cards: compressed payload, and asking which blocks the server has. */
@@ -53,7 +51,6 @@ export const DEFAULT_SETTINGS: CardSettings = {
   writeStallTimeoutMs: 20_000,
   acknowledgementDelayMs: 0,
   formatStore: false,
-  dropCleanCache: false,
   linkRateBytes: 0,
   deflate: true,
   ask: true,
@@ -65,7 +62,6 @@ const VERSION = 2;
 const RECORD_SIZE = 512;
 const FLAG_TLS = 1;
 const FLAG_STORE_FORMAT = 2;
-const FLAG_STORE_DROP_CLEAN = 4;
 const WIRE_DEFLATE = 1;
 const WIRE_ASK = 2;
 const PLAIN_SERVERS = ['verify', 'drop', 'trust'] as const;
@@ -84,12 +80,7 @@ export function encodeSettings(settings: CardSettings): Uint8Array {
   record.writeUInt32LE(MAGIC, 0);
   record.writeUInt16LE(VERSION, 4);
   record.writeUInt16LE(RECORD_SIZE, 6);
-  record.writeUInt32LE(
-    (settings.tls ? FLAG_TLS : 0) |
-      (settings.formatStore ? FLAG_STORE_FORMAT : 0) |
-      (settings.dropCleanCache ? FLAG_STORE_DROP_CLEAN : 0),
-    12,
-  );
+  record.writeUInt32LE((settings.tls ? FLAG_TLS : 0) | (settings.formatStore ? FLAG_STORE_FORMAT : 0), 12);
   record.writeUInt32LE(positive('offlineReadTimeoutMs', settings.offlineReadTimeoutMs), 16);
   record.writeUInt32LE(positive('epochAgeMs', settings.epochAgeMs), 20);
   record.writeUInt32LE(positive('epochSizeBytes', settings.epochSizeBytes), 24);

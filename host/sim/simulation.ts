@@ -208,8 +208,6 @@ async function startCard(
     acknowledgementPoint: options.acknowledgementPoint ?? (storeFile === null ? 'remote-received' : 'stored'),
     acknowledgementDelayMs: options.acknowledgementDelayMs ?? 0,
     dirtyThresholdPercent: options.dirtyThresholdPercent ?? 0,
-    // The image may have been changed while the card was off.
-    dropCleanCache: true,
     exportName: disk.exportName,
     serial: disk.serial ?? `RIBBON-000${deviceNumber + 1}`,
     firmware: disk.firmware ?? DEFAULT_SETTINGS.firmware,
