@@ -84,6 +84,8 @@ const QEMU: Server = {
   command: ({ folder, socket }) => ['qemu-nbd', '-t', '-k', socket, '-f', 'qcow2', path.join(folder, 'qemu.qcow2')],
 };
 
+const WARM_UP_SECONDS = 2;
+
 interface Plan {
   size: number;
   seconds: number;
@@ -191,11 +193,13 @@ async function warm(folder: string, plan: Plan, onProgress: (text: string) => vo
   await withServers(servers, folder, false, async (running) => {
     for (const it of running) await run('nbdcopy', [it.uri, 'null:']);
     for (const [index, workload] of WORKLOADS.entries()) {
-      for (let round = 0; round < plan.rounds; round++) {
+      // A server runs for months: the round in which V8 compiles is not counted.
+      for (let round = -1; round < plan.rounds; round++) {
         onProgress(`warm: ${workload.name}, round ${round + 1} of ${plan.rounds}`);
         for (const it of inTurn(running, round)) {
-          const { rate, bytesWritten } = await fio(it.uri, workload, plan);
-          results[index].add(it.server, rate);
+          const seconds = round < 0 ? WARM_UP_SECONDS : plan.seconds;
+          const { rate, bytesWritten } = await fio(it.uri, workload, { ...plan, seconds });
+          if (round >= 0) results[index].add(it.server, rate);
           const restedMs = await rests(it.child);
           if (it.server === RIBBON && bytesWritten > 0 && restedMs > 0)
             digest.push(bytesWritten / MIB / (restedMs / 1000));
@@ -284,7 +288,7 @@ interface Running {
 
 /** The order of one round: none is always first. */
 function inTurn<T>(all: T[], round: number): T[] {
-  return all.map((_, index) => all[(index + round) % all.length]);
+  return all.map((_, index) => all[(index + round + all.length) % all.length]);
 }
 
 async function withServers(
