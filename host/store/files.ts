@@ -8,6 +8,9 @@ import path from 'node:path';
 export interface StoreFile {
   /** Reads up to `length` bytes at `position`; returns how many there were. */
   read(target: Uint8Array, at: number, length: number, position: number): number;
+  /** Brings these bytes into the system's page cache, as far as it can, without stopping this process for the medium; missing where
+   * reading costs no time. */
+  prefetch?(position: number, length: number): Promise<void>;
   /** Writes all `length` bytes at `position` or throws. */
   write(data: Uint8Array, at: number, length: number, position: number): void;
   /** Makes everything written so far durable. */
@@ -91,7 +94,8 @@ export class DiskFiles implements Files {
 }
 
 class DiskFile implements StoreFile {
-  private syncs = 0;
+  /** Operations on threads. */
+  private pending = 0;
   private closed = false;
 
   constructor(
@@ -126,13 +130,22 @@ class DiskFile implements StoreFile {
       this.pace.took(performance.now() - begin);
       return Promise.resolve();
     }
-    this.syncs++;
+    this.pending++;
     return new Promise((resolve, reject) => {
       fs.fdatasync(this.fd, (error) => {
-        this.syncs--;
-        this.closeWhenIdle();
+        this.ended();
         if (error) reject(error);
         else resolve();
+      });
+    });
+  }
+
+  prefetch(position: number, length: number): Promise<void> {
+    this.pending++;
+    return new Promise((resolve) => {
+      fs.read(this.fd, Buffer.allocUnsafe(length), 0, length, position, () => {
+        this.ended();
+        resolve();
       });
     });
   }
@@ -141,13 +154,14 @@ class DiskFile implements StoreFile {
     return fs.fstatSync(this.fd).size;
   }
 
-  /** The descriptor is let go when the last sync has ended, so that its number is not another file's by then. */
+  /** The descriptor is let go when the last operation has ended, so that its number is not another file's by then. */
   close(): void {
     this.closed = true;
-    this.closeWhenIdle();
+    if (this.pending === 0) fs.closeSync(this.fd);
   }
 
-  private closeWhenIdle(): void {
-    if (this.closed && this.syncs === 0) fs.closeSync(this.fd);
+  private ended(): void {
+    this.pending--;
+    if (this.closed && this.pending === 0) fs.closeSync(this.fd);
   }
 }

@@ -46,6 +46,9 @@ export function sha256(bytes: Uint8Array): Buffer {
   return oneShot('sha256', bytes, 'buffer');
 }
 
+/** Reading this much for nothing is less than a read of its own. */
+const PIECE_GAP = 16_384;
+
 export class Packs {
   private readonly packs = new Map<number, Pack>();
   private current: Pack | null = null;
@@ -78,6 +81,23 @@ export class Packs {
     if (file.read(target, at, length, offset) !== length) {
       throw new DamagedError(`pack ${pack} ends before offset ${offset} + ${length}`);
     }
+  }
+
+  /** Brings what must be read of these blobs into the page cache; undefined where that is not needed. */
+  prefetch(locations: Location[]): Promise<unknown> | undefined {
+    const fetches: Promise<void>[] = [];
+    for (const { pack, from, to } of piecesOf(locations)) {
+      let file: StoreFile;
+      try {
+        file = this.pack(pack).file;
+      } catch {
+        // Whoever reads it will say so.
+        continue;
+      }
+      const fetch = file.prefetch?.(from, to - from);
+      if (fetch !== undefined) fetches.push(fetch);
+    }
+    return fetches.length === 0 ? undefined : Promise.all(fetches);
   }
 
   /** The decoded payload of the location's group, when it is in memory. */
@@ -320,11 +340,11 @@ export interface GroupEntry {
 }
 
 export function checkBlob(hash: Buffer, bytes: Uint8Array, location: { pack: number; groupOffset: number }): void {
-  if (!sha256(bytes).equals(hash)) {
-    throw new DamagedError(
-      `blob ${hash.toString('hex')} in pack ${location.pack}, group ${location.groupOffset}, is damaged`,
-    );
-  }
+  if (!sha256(bytes).equals(hash)) throw damagedBlob(hash, location);
+}
+
+export function damagedBlob(hash: Buffer, { pack, groupOffset }: { pack: number; groupOffset: number }): DamagedError {
+  return new DamagedError(`blob ${hash.toString('hex')} in pack ${pack}, group ${groupOffset}, is damaged`);
 }
 
 /** The group whose header this is; null when it is none or its checksum is wrong. */
@@ -343,4 +363,20 @@ function parseGroupHeader(bytes: Buffer): { codec: number; count: number; length
 
 function packName(number: number): string {
   return `${FOLDER}/${String(number).padStart(8, '0')}.rbp`;
+}
+
+/** The pieces of packs that hold these blobs: raw blobs themselves, of a compressed group all of it. Neighbours are one piece. */
+function piecesOf(locations: Location[]): { pack: number; from: number; to: number }[] {
+  const pieces: { pack: number; from: number; to: number }[] = [];
+  for (const location of locations) {
+    const { pack, groupOffset, groupLength } = location;
+    const isRaw = location.codec === CODEC_NONE;
+    const from = isRaw ? Packs.rawOffset(location) : groupOffset;
+    const to = isRaw ? from + location.length : groupOffset + groupLength;
+    const last = pieces.at(-1);
+    if (last !== undefined && last.pack === pack && from >= last.from && from <= last.to + PIECE_GAP)
+      last.to = Math.max(last.to, to);
+    else pieces.push({ pack, from, to });
+  }
+  return pieces;
 }

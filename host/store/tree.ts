@@ -8,9 +8,9 @@
 import type { Done } from '../server/export.js';
 import { RangeCollector, type Ranges } from './changes.js';
 import { CODEC_NONE } from './codec.js';
-import type { Index } from './index.js';
+import type { Index, Location } from './index.js';
 import type { Overlay } from './overlay.js';
-import { checkBlob, DamagedError, Packs, sha256 } from './pack.js';
+import { checkBlob, DamagedError, damagedBlob, Packs, sha256 } from './pack.js';
 
 export const BLOCK_SIZE = 4096;
 export const FANOUT = 64;
@@ -40,11 +40,16 @@ export function isZeroHash(hash: Buffer, at = 0): boolean {
   return hash.readUInt32LE(at) === 0 && hash.compare(ZERO_HASH, 0, HASH, at, at + HASH) === 0;
 }
 
+/** Reads of fewer bytes are not worth two changes of thread. */
+const PREFETCH_MIN = 65_536;
+
 // What is known of a leaf's block.
 const ZERO = 0;
 const UNRESOLVED = 1;
 const RAW = 2;
 const PACKED = 3;
+/** As RAW, but never read. */
+const UNCHECKED = 4;
 
 export class Node {
   readonly level: number;
@@ -223,7 +228,11 @@ export class TreeView {
         count = Math.min((FANOUT - child) * BLOCK_SIZE - within, length);
         target.fill(0, at, at + count);
       } else {
-        if (leaf.state[child] === UNRESOLVED) this.resolve(leaf, child);
+        if (leaf.state[child] === UNRESOLVED) {
+          const fetch = this.resolve(position, length);
+          if (fetch !== undefined) return fetch.then(() => this.read(position, target, at, length));
+        }
+        if (leaf.state[child] === UNCHECKED) this.check(leaf, child, Math.ceil((within + length) / BLOCK_SIZE));
         const state = leaf.state[child];
         if (state === RAW) {
           // Blocks that lie one after the other in the pack are one read.
@@ -264,26 +273,46 @@ export class TreeView {
     await this.read(position, target, at, length);
   }
 
-  private locate(leaf: Node, child: number) {
+  private locate(leaf: Node, child: number): Location {
     const hash = leaf.child(child);
     const location = this.nodes.index.blob(hash);
     if (location === null) throw new DamagedError(`block ${hash.toString('hex')} is missing`);
     return location;
   }
 
-  /** Finds where a block lies and checks it against its hash; after that the page cache is trusted. */
-  private resolve(leaf: Node, child: number): void {
-    const location = this.locate(leaf, child);
-    if (location.codec !== CODEC_NONE) {
-      leaf.state[child] = PACKED;
-      return;
+  /** Finds where the blocks of a range lie that were never read, the first of which is one. Many of them come into the page cache on a
+   * thread first: the process must not stand still for a disk. */
+  private resolve(position: number, length: number): Promise<unknown> | undefined {
+    const first = Math.floor(position / BLOCK_SIZE);
+    const last = Math.floor((position + length - 1) / BLOCK_SIZE);
+    const locations: Location[] = [];
+    for (let block = first; block <= last; block++) {
+      const leaf = this.leaf(Math.floor(block / FANOUT));
+      const child = block % FANOUT;
+      if (leaf === null || leaf.state[child] !== UNRESOLVED) continue;
+      const location = block === first ? this.locate(leaf, child) : this.nodes.index.blob(leaf.child(child));
+      // One behind the first that is missing is reported when it is its turn.
+      if (location === null) break;
+      locations.push(location);
+      leaf.state[child] = location.codec === CODEC_NONE ? UNCHECKED : PACKED;
+      leaf.pack[child] = location.pack;
+      leaf.offset[child] = Packs.rawOffset(location);
     }
-    const offset = Packs.rawOffset(location);
-    this.nodes.packs.readRaw(location.pack, offset, SCRATCH, 0, BLOCK_SIZE);
-    checkBlob(leaf.child(child), SCRATCH, location);
-    leaf.pack[child] = location.pack;
-    leaf.offset[child] = offset;
-    leaf.state[child] = RAW;
+    return length < PREFETCH_MIN ? undefined : this.nodes.packs.prefetch(locations);
+  }
+
+  /** Checks blocks from `child` on against their hashes, at most `most` that lie one after the other; after that the page cache is
+   * trusted. */
+  private check(leaf: Node, child: number, most: number): void {
+    let count = 1;
+    while (count < most && child + count < FANOUT && isNext(leaf, child + count)) count++;
+    this.nodes.packs.readRaw(leaf.pack[child], leaf.offset[child], SCRATCH, 0, count * BLOCK_SIZE);
+    for (let i = 0; i < count; i++) {
+      const bytes = SCRATCH.subarray(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE);
+      const hash = leaf.child(child + i);
+      if (!sha256(bytes).equals(hash)) throw damagedBlob(hash, this.locate(leaf, child + i));
+      leaf.state[child + i] = RAW;
+    }
   }
 
   /** The hash of a block, ZERO_HASH for zeroes. */
@@ -313,11 +342,11 @@ export class TreeView {
   }
 }
 
-const SCRATCH = Buffer.alloc(BLOCK_SIZE);
+const SCRATCH = Buffer.alloc(FANOUT * BLOCK_SIZE);
 
 function isNext(leaf: Node, child: number): boolean {
   return (
-    leaf.state[child] === RAW &&
+    leaf.state[child] === leaf.state[child - 1] &&
     leaf.pack[child] === leaf.pack[child - 1] &&
     leaf.offset[child] === leaf.offset[child - 1] + BLOCK_SIZE
   );
