@@ -68,9 +68,10 @@ export async function commonSources(root: string, firmwares: string[]): Promise<
     '-Dd_m3HasFloat=0',
     '-Dd_m3VerboseErrorMessages=0',
     '-Dd_m3CodePageAlignSize=4096',
-    // Bounds and the call depth are checked in code: a board has no signals to tell of them.
+    // Bounds are checked in code: a board has no signals to tell of them. How deep calls go is known when a module is loaded
+    // (wasm_check.c).
     '-DWASM_RT_MEMCHECK_SIGNAL_HANDLER=0',
-    '-DWASM_RT_USE_STACK_DEPTH_COUNT=1',
+    '-DWASM_RT_USE_STACK_DEPTH_COUNT=0',
   ];
   const listC = (folder: string, pattern: RegExp): string[] =>
     readdirSync(folder)

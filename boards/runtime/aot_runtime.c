@@ -6,15 +6,12 @@
 #include "aot_table.h"
 #include "engine.h"
 
-uint32_t wasm_rt_call_stack_depth;
-
 static wasm_rt_memory_t memory;
 
 void aot_memory_set(struct linear_memory linear) {
   memory.data = linear.data;
   memory.size = linear.length;
   memory.pages = memory.max_pages = linear.length / 65536;
-  wasm_rt_call_stack_depth = 0;
 }
 
 struct Z_env_instance_t;

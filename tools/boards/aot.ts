@@ -1,11 +1,15 @@
-// Compiles firmware ahead of time: wasm2c writes C, this writes the table by which engine_aot.c finds it.
+// Compiles firmware ahead of time: wasm2c writes C, this gives it our access to memory (boards/runtime/aot_memory.h) and writes the table
+// by which engine_aot.c finds it.
 
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { Failure } from '../../host/failure.js';
+import { decodeModule } from '../firmware/module.js';
 import { writeGenerated } from './c-build.js';
+
+const PAGE_SIZE = 65_536;
 
 export interface AotSources {
   table: string;
@@ -17,18 +21,29 @@ export function generateAot(wasmFiles: string[], folder: string): AotSources {
   mkdirSync(folder, { recursive: true });
   const modules: { name: string; hash: Buffer; file: string }[] = [];
   for (const wasmFile of wasmFiles) {
-    const hash = createHash('sha256').update(readFileSync(wasmFile)).digest();
+    const wasm = readFileSync(wasmFile);
+    const hash = createHash('sha256').update(wasm).digest();
     const name = `firmware${hash.toString('hex').slice(0, 12)}`;
+    if (modules.some((other) => other.name === name)) continue;
     const file = join(folder, `${name}.c`);
-    if (!existsSync(file)) {
-      try {
-        execFileSync('wasm2c', [wasmFile, '-n', name, '-o', file], { stdio: ['ignore', 'ignore', 'pipe'] });
-      } catch (error) {
-        const stderr = (error as { stderr?: Buffer }).stderr?.toString() ?? '';
-        throw new Failure(`wasm2c cannot translate ${wasmFile}: ${stderr || 'is the package wabt installed?'}`);
-      }
+    // By wasm2c under another name, so that the file is a whole one at any time: two builds may make it at once.
+    const raw = join(folder, `${name}-${process.pid}.c`);
+    const rawHeader = raw.replace(/\.c$/, '.h');
+    try {
+      execFileSync('wasm2c', [wasmFile, '-n', name, '-o', raw], { stdio: ['ignore', 'ignore', 'pipe'] });
+      const pages = decodeModule(wasm).imports.find(({ kind }) => kind === 'memory')?.pagesMin ?? 0;
+      const source = readFileSync(raw, 'utf8').replaceAll(basename(rawHeader), `${name}.h`);
+      writeGenerated(file.replace(/\.c$/, '.h'), readFileSync(rawHeader));
+      writeGenerated(file, withOurMemory(source, pages * PAGE_SIZE));
+    } catch (error) {
+      const stderr = (error as { stderr?: Buffer }).stderr?.toString();
+      if (stderr === undefined) throw error;
+      throw new Failure(`wasm2c cannot translate ${wasmFile}: ${stderr || 'is the package wabt installed?'}`);
+    } finally {
+      rmSync(raw, { force: true });
+      rmSync(rawHeader, { force: true });
     }
-    if (!modules.some((other) => other.name === name)) modules.push({ name, hash, file });
+    modules.push({ name, hash, file });
   }
   const tableHash = createHash('sha256')
     .update(modules.map((module) => module.name).join())
@@ -37,6 +52,25 @@ export function generateAot(wasmFiles: string[], folder: string): AotSources {
   const table = join(folder, `aot_table-${tableHash}.c`);
   writeGenerated(table, tableSource(modules));
   return { table, modules: modules.map((module) => module.file) };
+}
+
+/** Puts boards/runtime/aot_memory.h in the place of wasm2c's own macros, and gives every access base and offset apart. */
+function withOurMemory(source: string, memoryMin: number): string {
+  const replace = (text: string, what: RegExp, by: string): string => {
+    if (!what.test(text)) throw new Failure(`wasm2c's output has an unknown form: no ${what}`);
+    return text.replace(what, by);
+  };
+  let text = replace(source, /#if WASM_RT_USE_STACK_DEPTH_COUNT\n.*?#endif\n/s, '');
+  text = replace(
+    text,
+    /#if WABT_BIG_ENDIAN\n.*?#else\n(.*?)#define DEFINE_LOAD\(.*?#endif\n/s,
+    `$1#define AOT_MEMORY_MIN ${memoryMin}u\n#include "aot_memory.h"\n`,
+  );
+  // An access that has another form keeps its two arguments, and does not compile.
+  return text.replace(
+    /([fi]\d\d_(?:load|store)\w*)\(instance->Z_envZ_memory, \(u64\)\((\w+)\)(?: \+ (\d+)u?)?(?=[,)])/g,
+    (_, access: string, base: string, offset = '0') => `${access}(linear, linear_size, ${base}, ${offset}u`,
+  );
 }
 
 function tableSource(modules: { name: string; hash: Buffer; file: string }[]): string {

@@ -17,6 +17,8 @@ export interface Import {
   kind: 'function' | 'table' | 'memory' | 'global';
   /** Of a function. */
   type?: FunctionType;
+  /** Of a memory: the pages of 64 KiB that it has at least. */
+  pagesMin?: number;
 }
 
 export interface Instruction {
@@ -227,10 +229,12 @@ function readType(reader: Reader): FunctionType {
   return { params: reader.list(() => reader.u8()), results: reader.list(() => reader.u8()) };
 }
 
-function readLimits(reader: Reader): void {
+/** Returns the lower one. */
+function readLimits(reader: Reader): number {
   const flags = reader.u8();
-  reader.skipLeb();
+  const min = reader.u32();
   if (flags & 1) reader.skipLeb();
+  return min;
 }
 
 function readImport(reader: Reader, module: Module): Import {
@@ -246,8 +250,7 @@ function readImport(reader: Reader, module: Module): Import {
       module.tables += 1;
       return { module: from, name, kind: 'table' };
     case 2:
-      readLimits(reader);
-      return { module: from, name, kind: 'memory' };
+      return { module: from, name, kind: 'memory', pagesMin: readLimits(reader) };
     default:
       module.globalTypes.push(reader.u8());
       reader.u8();
