@@ -6,6 +6,7 @@
 // server away, when its acknowledgement is all that there is to do, and with all that follows until the image server has it.
 
 import { execFileSync, spawn } from 'node:child_process';
+import { randomFillSync } from 'node:crypto';
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
@@ -82,8 +83,11 @@ class Meter {
       const status = cable.readAlternateStatus();
       const dma = cable.dmaBlock();
       const pio = cable.dataBlock();
-      if (dma !== null) cable.advanceDma(dma.length);
-      else if (pio !== null) cable.advanceData(pio.length);
+      if (dma !== null) {
+        // Other data each time: zeros, or what is there already, would cost the card less.
+        if (code === CMD_WRITE_DMA) randomFillSync(dma);
+        cable.advanceDma(dma.length);
+      } else if (pio !== null) cable.advanceData(pio.length);
       else if ((status & STATUS_BSY) === 0) {
         if ((cable.readRegister(Register.STATUS) & STATUS_ERR) !== 0) throw new Error(`command ${code} failed`);
         return;
