@@ -18,11 +18,11 @@ static struct {
   jmp_buf guard;
   // Read by an interrupt or signal handler.
   volatile bool running;
-  volatile bool in_import;
-  volatile bool watchdog_pending;
   volatile uint32_t calls; // into the firmware: tells one long step from many short ones
   uint32_t calls_at_tick;
 } engine;
+
+struct engine_guard engine_guard;
 
 struct linear_memory engine_memory(void) { return engine.memory; }
 const char *engine_name(void) { return engine.backend == NULL ? "none" : engine.backend->name; }
@@ -30,7 +30,7 @@ const uint8_t *engine_firmware_hash(void) { return engine.hash; }
 
 _Noreturn void engine_trap(enum trap_kind kind, uint32_t line, uint32_t column, const char *text) {
   engine.running = false;
-  engine.watchdog_pending = false;
+  engine_guard.watchdog_pending = false;
   engine.trap.kind = kind;
   engine.trap.line = line;
   engine.trap.column = column;
@@ -48,25 +48,15 @@ void *engine_bytes(uint32_t address, uint32_t length) {
   return engine.memory.data + address;
 }
 
-void engine_import_enter(void) {
-  if (engine.watchdog_pending) engine_watchdog_trap();
-  engine.in_import = true;
-}
-
-void engine_import_leave(void) {
-  engine.in_import = false;
-  if (engine.watchdog_pending) engine_watchdog_trap();
-}
-
 bool engine_watchdog_tick(void) {
   const bool is_same_call = engine.running && engine.calls == engine.calls_at_tick;
   engine.calls_at_tick = engine.calls;
   if (!is_same_call) return false;
-  if (engine.in_import) engine.watchdog_pending = true;
-  return !engine.in_import;
+  if (engine_guard.in_import) engine_guard.watchdog_pending = true;
+  return !engine_guard.in_import;
 }
 
-void engine_watchdog_request(void) { engine.watchdog_pending = true; }
+void engine_watchdog_request(void) { engine_guard.watchdog_pending = true; }
 
 _Noreturn void engine_watchdog_trap(void) { engine_trap(TRAP_WATCHDOG, 0, 0, "a step did not end in time"); }
 
@@ -87,7 +77,7 @@ static uint32_t call_backend(enum call call, const uint8_t *wasm, size_t length)
 }
 
 static bool guarded_call(enum call call, const uint8_t *wasm, size_t length, uint32_t *result, struct trap *trap) {
-  engine.in_import = false;
+  engine_guard.in_import = false;
   if (setjmp(engine.guard) != 0) {
     *trap = engine.trap;
     return false;

@@ -72,9 +72,6 @@ _Noreturn void engine_trap(enum trap_kind kind, uint32_t line, uint32_t column, 
 struct linear_memory engine_memory(void);
 /// The bytes at `address`, or a trap when any of them lies outside the linear memory.
 void *engine_bytes(uint32_t address, uint32_t length);
-/// Around every import: a watchdog that expires inside one waits for its end, since C code may hold something.
-void engine_import_enter(void);
-void engine_import_leave(void);
 
 /// From an interrupt or a signal, at regular intervals: true when the call that ran at the last tick still runs. The caller
 /// must then make the interrupted context call engine_watchdog_trap(). False also when an import runs: the trap then follows
@@ -83,5 +80,21 @@ bool engine_watchdog_tick(void);
 _Noreturn void engine_watchdog_trap(void);
 /// From a signal, for tests: the next import that the firmware calls ends in a watchdog trap.
 void engine_watchdog_request(void);
+
+/// Read and written by an interrupt or signal handler.
+extern struct engine_guard {
+  volatile bool in_import;
+  volatile bool watchdog_pending;
+} engine_guard;
+
+/// Around every import: a watchdog that expires inside one waits for its end, since C code may hold something.
+static inline void engine_import_enter(void) {
+  if (engine_guard.watchdog_pending) engine_watchdog_trap();
+  engine_guard.in_import = true;
+}
+static inline void engine_import_leave(void) {
+  engine_guard.in_import = false;
+  if (engine_guard.watchdog_pending) engine_watchdog_trap();
+}
 
 #endif
