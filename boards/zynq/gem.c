@@ -53,7 +53,7 @@ static struct mac {
   uint32_t base;
   uint8_t phy;
   bool has_phy;
-  volatile bool interrupted; // since the rings were last looked at
+  volatile bool interrupted; // since the receive ring was last found empty
   unsigned next_receive, next_send;
   uint32_t overflows; // times that the receive ring was full
 } macs[NETWORK_INTERFACES_MAX] = {{.base = GEM0_BASE}, {.base = GEM1_BASE}};
@@ -121,7 +121,8 @@ static void set_speed(unsigned interface) {
 
 bool ethernet_link_up(unsigned interface) {
   static bool was_up[NETWORK_INTERFACES_MAX];
-  const struct mac *mac = &macs[interface];
+  struct mac *mac = &macs[interface];
+  mac->interrupted = true; // the ring is looked at so often in any case: a lost interrupt costs no more than that
   if (!mac->has_phy) return false;
   (void)phy_read(mac, BMSR); // link status latches low: the second read is the present [802.3 22.2.4.2.13]
   const bool is_up = phy_read(mac, BMSR) & BMSR_LINK;
@@ -200,6 +201,7 @@ bool ethernet_pending(void) { return macs[0].interrupted || macs[1].interrupted;
 
 struct pbuf *ethernet_receive(unsigned interface) {
   struct mac *mac = &macs[interface];
+  if (!mac->interrupted) return NULL;
   mac->interrupted = false; // before the look: an interrupt from here on asks for another
   for (;;) {
     struct descriptor *descriptor = &rings[interface].receive[mac->next_receive];
@@ -219,7 +221,9 @@ struct pbuf *ethernet_receive(unsigned interface) {
     barrier(); // done with the buffer before the MAC has it again
     descriptor->address &= ~(uint32_t)RECEIVE_USED;
     mac->next_receive = (mac->next_receive + 1) % RECEIVE_COUNT;
-    if (frame != NULL) return frame;
+    if (frame == NULL) continue;
+    mac->interrupted = true; // there may be more
+    return frame;
   }
 }
 

@@ -131,9 +131,10 @@ static uint32_t awake_since; // timer_ticks(), the low half
 unsigned board_wait(uint32_t timeout_ms) {
   const uint32_t start_ms = timer_ms();
   head->clock_ms = start_ms;
-  for (;;) {
+  // The network is looked at once after every step, which may have sent something, and then unless something else has woken the core.
+  for (bool network_due = true;;) {
     watchdog_feed();
-    unsigned events = network_poll() ? EVENT_NETWORK : 0;
+    unsigned events = network_due && network_poll() ? EVENT_NETWORK : 0;
     if (doorbell_take()) events |= EVENT_FRONT_END;
     if (store_sd_poll()) events |= EVENT_STORE;
     const uint32_t waited_ms = timer_ms() - start_ms;
@@ -151,6 +152,7 @@ unsigned board_wait(uint32_t timeout_ms) {
       awake_since = (uint32_t)timer_ticks();
     }
     irq_unmask();
+    network_due = ethernet_pending() || !(doorbell_pending() || store_sd_interrupted());
   }
 }
 
