@@ -4,8 +4,9 @@
 import { ataStep, ataTimeoutMs, initAta } from './ata/device';
 import { initCache } from './cache/cache';
 import { changesStep, initChanges } from './changes/changes';
+import { readClock } from './clock';
 import { fillTimeoutMs } from './local-store/fills';
-import { initLocalStore, localStoreMemory, localStoreStep } from './local-store/local-store';
+import { countLocalStore, initLocalStore, localStoreMemory, localStoreStep } from './local-store/local-store';
 import { LogLevel, logEnd, logText, logValue } from './log';
 import { initNbd, nbdStep, nbdTimeoutMs } from './nbd/client';
 import { readSettings, SettingsError } from './settings';
@@ -24,6 +25,7 @@ export enum InitError {
 const PAGE_SIZE: u32 = 65536;
 
 export function init(): u32 {
+  readClock();
   initStatistics();
   const error = readSettings();
   if (error != SettingsError.OK) return InitError.SETTINGS | error;
@@ -52,17 +54,32 @@ export function init(): u32 {
   return InitError.OK;
 }
 
-/** Runs until nothing moves. Returns milliseconds until the next call is due, 0xFFFFFFFF when only an event makes it so. */
+/** What step() asks, and how many of them in a row have had nothing to do. */
+const PARTS: u32 = 6;
+let quiet: u32 = 0;
+
+function note(moved: bool): void {
+  quiet = moved ? 0 : quiet + 1;
+}
+
+/** Runs until nothing moves. Returns milliseconds until the next call is due, 0xFFFFFFFF when only an event makes it so.
+ *
+ * The order of a round is part of how things are put together: what a part asks of one that comes later in the round need not count
+ * as a move, so a round ends where it began. Unless it has only given the PC its answer, the usual case: an answer changes
+ * nothing for those below the volume, and the volume has done all it could when it was asked for the answer. */
 export function step(): u32 {
-  let progressed = true;
-  while (progressed) {
-    progressed = ataStep();
-    progressed = volumeStep() || progressed;
-    progressed = changesStep() || progressed;
-    progressed = writeLogStep() || progressed;
-    progressed = localStoreStep() || progressed;
-    progressed = nbdStep() || progressed;
-  }
+  quiet = 0;
+  do {
+    readClock();
+    note(volumeStep());
+    note(ataStep());
+    if (quiet >= PARTS) break;
+    note(changesStep());
+    note(writeLogStep());
+    note(localStoreStep());
+    note(nbdStep());
+  } while (quiet < PARTS);
+  countLocalStore();
   const above = min(ataTimeoutMs(), volumeTimeoutMs());
   const below = min(writeLogTimeoutMs(), fillTimeoutMs());
   return min(min(above, below), nbdTimeoutMs());

@@ -3,6 +3,7 @@
 // The front end posts an event and shows BSY; the device answers with an order, at once or when the volume has moved. The
 // state is set before the order is given, because the order may bring the next event with it.
 
+import { nowMs } from '../clock';
 import { SECTOR_SIZE } from '../config';
 import {
   block,
@@ -17,7 +18,6 @@ import {
   ORDER_LAST,
   ORDER_PDIAG,
 } from '../front-end/block';
-import { clock_ms } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { DATA_BUFFER } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
@@ -129,7 +129,7 @@ export function ataState(): DeviceState {
 /** Milliseconds until the device wants to be stepped, 0xFFFFFFFF for only on an event. */
 export function ataTimeoutMs(): u32 {
   if (state != DeviceState.SAMPLE_PDIAG) return NEVER;
-  const waited = clock_ms() - diagnosticStartedMs;
+  const waited = nowMs - diagnosticStartedMs;
   return waited >= PDIAG_TIMEOUT_MS ? 0 : PDIAG_TIMEOUT_MS - waited;
 }
 
@@ -285,7 +285,7 @@ function reset(software: bool): void {
 }
 
 function beginDiagnostic(): void {
-  diagnosticStartedMs = clock_ms();
+  diagnosticStartedMs = nowMs;
   if ((block.lines & LINE_DEVICE_1) != 0) {
     // PDIAG- says that the card works; its capacity may take longer.
     state = DeviceState.SET_STATUS;

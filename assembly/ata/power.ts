@@ -1,6 +1,6 @@
 // Power modes ([ATA-6] clause 6, Power Management feature set). There is no spindle to stop; the PC sees the modes that it asked for, and its standby timer.
 
-import { clock_ms } from '../imports';
+import { nowMs } from '../clock';
 
 export enum PowerMode {
   ACTIVE = 0,
@@ -30,12 +30,12 @@ export function initPower(): void {
 /** The medium is used. */
 export function powerAccess(): void {
   mode = PowerMode.ACTIVE;
-  if (standbyTimerMs != 0) lastAccessMs = clock_ms();
+  if (standbyTimerMs != 0) lastAccessMs = nowMs;
 }
 
 export function powerEnter(newMode: PowerMode): void {
   mode = newMode;
-  lastAccessMs = clock_ms();
+  lastAccessMs = nowMs;
 }
 
 /** Sets the standby timer to the period that Sector Count asks for. */
@@ -44,7 +44,7 @@ export function setStandbyTimer(value: u32): void {
 }
 
 export function checkPowerMode(): u8 {
-  if (standbyTimerMs != 0 && clock_ms() - lastAccessMs >= standbyTimerMs) mode = PowerMode.STANDBY;
+  if (standbyTimerMs != 0 && nowMs - lastAccessMs >= standbyTimerMs) mode = PowerMode.STANDBY;
   if (mode == PowerMode.STANDBY) return ANSWER_STANDBY;
   return mode == PowerMode.IDLE ? ANSWER_IDLE : ANSWER_ACTIVE;
 }

@@ -21,8 +21,12 @@ export enum OperationState {
 
 assert(<u32>OPERATIONS_MAX <= STORE_OPERATIONS_SIZE);
 
+/** Operations that have not been reported yet. */
+let inFlight: u32 = 0;
+
 export function initDevice(): void {
   memory.fill(STORE_OPERATIONS, <u8>OperationState.FREE, STORE_OPERATIONS_SIZE);
+  inFlight = 0;
 }
 
 export function deviceBlocks(): u32 {
@@ -64,7 +68,7 @@ export function deviceRelease(operation: i32): void {
 /** Takes what has ended since. True when anything has. */
 export function devicePoll(): bool {
   let any = false;
-  while (true) {
+  while (inFlight > 0) {
     const completed = store_completed();
     if (completed == NONE_COMPLETED) return any;
     const operation = <i32>(completed & 0xff);
@@ -73,14 +77,17 @@ export function devicePoll(): bool {
     assert(abandoned || deviceState(operation) == OperationState.PENDING);
     if (abandoned) setState(operation, OperationState.FREE);
     else setState(operation, completed >> 8 == 0 ? OperationState.DONE : OperationState.FAILED);
+    inFlight -= 1;
     any = true;
   }
+  return any;
 }
 
 function begin(limit: i32): i32 {
   for (let operation = 0; operation < limit; operation++) {
     if (deviceState(operation) != OperationState.FREE) continue;
     setState(operation, OperationState.PENDING);
+    inFlight += 1;
     return operation;
   }
   return -1;

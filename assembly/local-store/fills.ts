@@ -2,8 +2,8 @@
 // nothing else wants the log. What is not written in time is only not cached.
 
 import { cacheAddress, cacheFind, cacheMask, cacheState, SlotState } from '../cache/cache';
+import { nowMs } from '../clock';
 import { BLOCK_SIZE } from '../config';
-import { clock_ms } from '../imports';
 import { STORE_FILLS, STORE_FILLS_SIZE } from '../memory-map';
 import { NO_ROW, tableFind } from './block-table';
 import { RecordKind } from './format';
@@ -26,7 +26,7 @@ export function initFills(): void {
 /** Block `block` is in the cache as the server has it. */
 export function noteFill(block: u32): void {
   if (count == QUEUE_MAX) return;
-  if (count == 0) sinceMs = clock_ms();
+  if (count == 0) sinceMs = nowMs;
   store<u32>(STORE_FILLS + <usize>((first + count) % QUEUE_MAX) * 4, block);
   count += 1;
 }
@@ -34,13 +34,13 @@ export function noteFill(block: u32): void {
 /** Milliseconds until there is something to do. */
 export function fillTimeoutMs(): u32 {
   if (count == 0) return 0xffffffff;
-  const waited = clock_ms() - sinceMs;
+  const waited = nowMs - sinceMs;
   return waited >= LINGER_MS ? LINGER_MS : LINGER_MS - waited;
 }
 
 /** Writes a record when there are blocks for one. True when it did. */
 export function fillStep(): bool {
-  if (count < RECORD_BLOCKS && (count == 0 || clock_ms() - sinceMs < LINGER_MS)) return false;
+  if (count < RECORD_BLOCKS && (count == 0 || nowMs - sinceMs < LINGER_MS)) return false;
   dropUseless();
   const blocks = min(count, RECORD_BLOCKS);
   if (blocks == 0 || !recordBegin(blocks, SEGMENTS_RESERVED)) return false;
@@ -51,7 +51,7 @@ export function fillStep(): bool {
   }
   first = (first + blocks) % QUEUE_MAX;
   count -= blocks;
-  sinceMs = clock_ms();
+  sinceMs = nowMs;
   recordFinish(RecordKind.FILL, 0, 0);
   return true;
 }

@@ -107,12 +107,17 @@ export function localStoreStep(): bool {
     progressed = reclaimStep() || progressed;
     progressed = fillStep() || progressed;
     progressed = superblockStep() || progressed;
-    countUp();
   }
-  return recordLogStep() || progressed;
+  progressed = recordLogStep() || progressed;
+  // A flush may have ended when it is asked for: that need not wait for the next round.
+  if (!devicePoll()) return progressed;
+  recordLogStep();
+  return true;
 }
 
-function countUp(): void {
+/** Says in the statistics how full the store is. */
+export function countLocalStore(): void {
+  if (!recoveryReady()) return;
   statistics.storeState = logFailed() ? StoreState.FAILED : StoreState.READY;
   statistics.storeBlocks = tableRows();
   statistics.storeBlocksUsed = tableUsed();

@@ -10,8 +10,9 @@
 //
 //   arena:  Staged[STAGED_MAX] | u64 first record[segments] | u64 number[segments] | u32 power-on[segments] | pad to 4096 | ring
 
+import { nowMs } from '../clock';
 import { BLOCK_SIZE } from '../config';
-import { clock_ms, crc32c } from '../imports';
+import { crc32c } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { STORE_SUMMARY } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
@@ -450,7 +451,7 @@ export function recordFinish(kind: RecordKind, flags: u8, sectors: u32): u64 {
   sealRecord(buildAddress);
   committedInHeader = committed;
   const row = logHeadRow();
-  enterRows(buildAddress, row, clock_ms());
+  enterRows(buildAddress, row, nowMs);
   if (kind != RecordKind.FORGET) for (let i: u32 = 0; i < buildBlocks; i++) tablePut(row + 1 + i);
   enqueue(sequence, row);
   setSegmentPowerOns(headSegment, powerOns);
@@ -551,20 +552,19 @@ function evict(): bool {
 
 // Writing, flushing, summing up
 
-/** Goes on as far as it can. True when anything moved. */
+/** Goes on as far as it can. True when anything has ended: what begins changes nothing for anybody else. */
 export function recordLogStep(): bool {
   let progressed = takeWritten();
   progressed = takeFlushed() || progressed;
   progressed = takeSummed() || progressed;
   if (failed) return progressed;
-  progressed = issueWrites() || progressed;
-  progressed = issueFlush() || progressed;
-  progressed = issueSummary() || progressed;
+  issueWrites();
+  issueFlush();
+  issueSummary();
   return progressed;
 }
 
-function issueWrites(): bool {
-  let any = false;
+function issueWrites(): void {
   while (stagedIssued < stagedCount) {
     const record = stagedAt(stagedIssued);
     if (record.state == StagedState.QUEUED) {
@@ -574,11 +574,9 @@ function issueWrites(): bool {
       record.operation = operation;
       record.state = StagedState.WRITING;
       statistics.storeBlocksWritten += blocks;
-      any = true;
     }
     stagedIssued += 1;
   }
-  return any;
 }
 
 /** Of a FORGET record there is nothing to write but its header. */
@@ -587,6 +585,7 @@ function writtenBlocks(record: Staged): u32 {
 }
 
 function takeWritten(): bool {
+  if (writtenSequence + 1 == nextSequence) return false;
   let any = false;
   const first = nextSequence - stagedCount;
   let i = writtenSequence >= first ? <u32>(writtenSequence + 1 - first) : 0;
@@ -615,17 +614,16 @@ function takeWritten(): bool {
   return any;
 }
 
-function issueFlush(): bool {
-  if (flushOperation >= 0 || wantedSequence <= storedSequence || writtenSequence <= storedSequence) return false;
+function issueFlush(): void {
+  if (flushOperation >= 0 || wantedSequence <= storedSequence || writtenSequence <= storedSequence) return;
   // A flush for a part only would make the rest wait for two.
   if (flushTarget <= storedSequence) flushTarget = wantedSequence;
-  if (writtenSequence < flushTarget) return false;
+  if (writtenSequence < flushTarget) return;
   flushOperation = deviceFlush();
-  if (flushOperation < 0) return false;
+  if (flushOperation < 0) return;
   flushCovers = writtenSequence;
   flushCoversSummary = summaryOperation < 0;
   statistics.storeFlushes += 1;
-  return true;
 }
 
 function takeFlushed(): bool {
@@ -657,13 +655,12 @@ function rewriteUnstored(): void {
   stagedIssued = storedSequence >= first ? <u32>(storedSequence + 1 - first) : 0;
 }
 
-function issueSummary(): bool {
-  if (summaryOperation >= 0 || summedSegment >= headSegment) return false;
-  if (!summaryFlushed || firstRecord(summedSegment + 1) > storedSequence + 1) return false;
+function issueSummary(): void {
+  if (summaryOperation >= 0 || summedSegment >= headSegment) return;
+  if (!summaryFlushed || firstRecord(summedSegment + 1) > storedSequence + 1) return;
   makeSummary(summedSegment);
   const place = segmentPlace(summedSegment);
   summaryOperation = deviceWrite(rowBlock(place * SEGMENT_BLOCKS + SEGMENT_RECORD_BLOCKS), 1, STORE_SUMMARY);
-  return summaryOperation >= 0;
 }
 
 function makeSummary(segment: u64): void {

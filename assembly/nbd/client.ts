@@ -7,8 +7,9 @@
 //   WAITING -> CONNECTING -> NEGOTIATING -> UP -> (anything wrong) -> WAITING
 //                                           UP -> DISCONNECTING -> STOPPED   by nbdDisconnect()
 
+import { nowMs } from '../clock';
 import { NBD_SILENCE_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS, RECONNECT_TOLD_MS } from '../config';
-import { clock_ms, NetState, net_close, net_open, net_state, random_u32 } from '../imports';
+import { NetState, net_close, net_open, net_state, random_u32 } from '../imports';
 import { LogLevel, logBytes, logEnd, logText, logValue } from '../log';
 import { SETTINGS } from '../memory-map';
 import { SETTINGS_EXPORT, settings } from '../settings';
@@ -103,7 +104,7 @@ export function initNbd(): void {
   firstSize = 0;
   loggedError = NbdError.NONE;
   link = Link.WAITING;
-  sinceMs = clock_ms();
+  sinceMs = nowMs;
   waitMs = 0;
   statistics.linkState = LinkState.DOWN;
 }
@@ -122,7 +123,7 @@ export function nbdConnection(): u32 {
 
 /** How long the server has brought and taken nothing although something is outstanding, in ms. */
 export function nbdSilentMs(): u32 {
-  return busy ? clock_ms() - movedMs : 0;
+  return busy ? nowMs - movedMs : 0;
 }
 
 /** In bytes, as of the last successful connection; any number from 0 to 2^63 - 1. */
@@ -242,7 +243,7 @@ export function nbdTimeoutMs(): u32 {
 }
 
 function left(startMs: u32, durationMs: u32): u32 {
-  const passed = clock_ms() - startMs;
+  const passed = nowMs - startMs;
   return passed >= durationMs ? 0 : durationMs - passed;
 }
 
@@ -285,7 +286,7 @@ function setLink(next: Link): void {
   if (next == Link.UP) {
     connections += 1;
     statistics.connects += 1;
-    sinceMs = clock_ms();
+    sinceMs = nowMs;
     loggedError = NbdError.NONE;
     transmitStart();
     logUp();
@@ -344,7 +345,7 @@ function failClosed(): void {
 /** A connection that should bring something and does not is given up. */
 function watchSilence(): void {
   const isBusy = link == Link.UP || link == Link.DISCONNECTING ? transmitBusy() : link != Link.STOPPED;
-  if (takeMoved() || (isBusy && !busy)) movedMs = clock_ms();
+  if (takeMoved() || (isBusy && !busy)) movedMs = nowMs;
   busy = isBusy;
   if (busy && left(movedMs, silenceMs()) == 0) {
     silentType = oldestType();
@@ -372,7 +373,7 @@ function drop(): void {
     attempts = 0;
   link = stopping ? Link.STOPPED : Link.WAITING;
   statistics.linkState = refused ? LinkState.REFUSED : LinkState.DOWN;
-  sinceMs = clock_ms();
+  sinceMs = nowMs;
   waitMs = refused ? withChance(RECONNECT_MAX_MS) : backOff();
   clearFailure();
 }

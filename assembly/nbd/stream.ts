@@ -2,7 +2,8 @@
 // payload passes by. An import call is dear (about 147 instructions under an interpreter), so everything moves in pieces as
 // large as they come.
 
-import { clock_ms, net_receive, net_send } from '../imports';
+import { nowMs } from '../clock';
+import { net_receive, net_send } from '../imports';
 import { linkRateBytes } from '../settings';
 import { statistics } from '../statistics';
 import { DISCARD, DISCARD_SIZE, INPUT, INPUT_SIZE, OUTPUT, OUTPUT_SIZE } from './arena';
@@ -30,17 +31,17 @@ export function resetStream(): void {
   outputStart = outputEnd = 0;
   moved = heldBack = false;
   allowedSend = allowedReceive = ALLOWANCE_MIN;
-  allowedMs = clock_ms();
+  allowedMs = nowMs;
 }
 
 function allow(): void {
   const rate = linkRateBytes();
   const most = max(rate / 10, ALLOWANCE_MIN);
-  const passed = min(clock_ms() - allowedMs, 1000);
+  const passed = min(nowMs - allowedMs, 1000);
   const more = <u32>((<u64>rate * passed) / 1000);
   // A rate of less than a byte a millisecond adds up too.
   if (more == 0) return;
-  allowedMs = clock_ms();
+  allowedMs = nowMs;
   allowedSend = min(allowedSend + more, most);
   allowedReceive = min(allowedReceive + more, most);
 }

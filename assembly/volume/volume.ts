@@ -22,6 +22,7 @@ import {
   SlotState,
 } from '../cache/cache';
 import { changesLearnt } from '../changes/changes';
+import { nowMs } from '../clock';
 import {
   BLOCK_SIZE,
   IMAGE_BLOCKS_MAX,
@@ -30,7 +31,6 @@ import {
   SECTOR_SIZE,
   SECTORS_PER_BLOCK,
 } from '../config';
-import { clock_ms } from '../imports';
 import {
   NO_ROW,
   ROW_LOST,
@@ -249,7 +249,7 @@ export function volumePrefetch(lba: u64, count: u32): void {
 export function volumeTimeoutMs(): u32 {
   if (state != VolumeState.PENDING || MUTANT == Mutant.NO_TIME_OUT) return 0xffffffff;
   const isRead = operation == Operation.READ;
-  let waited = clock_ms() - requestStartedMs;
+  let waited = nowMs - requestStartedMs;
   if (isRead && nbdUp()) waited = min(waited, nbdSilentMs());
   if (operation == Operation.WRITE_WAITING || operation == Operation.WRITE) waited += stalledMs;
   const limit = isRead ? settings.offlineReadTimeoutMs : writeStallMs();
@@ -321,7 +321,7 @@ function begin(what: Operation, lba: u64, count: u32, address: usize): void {
   requestLba = <u32>lba;
   requestCount = count;
   requestMemory = address;
-  requestStartedMs = clock_ms();
+  requestStartedMs = nowMs;
 }
 
 function finish(result: VolumeState): bool {
@@ -614,7 +614,7 @@ function write(): bool {
     requestStalls = requestStalls || writeLogFull();
     return false;
   }
-  if (requestStalls) stalledMs += clock_ms() - requestStartedMs;
+  if (requestStalls) stalledMs += nowMs - requestStartedMs;
   requestStalls = false;
   operation = Operation.WRITE;
   for (let i: u32 = 0; i < appendedBlocks(); i++) updateCache(i);

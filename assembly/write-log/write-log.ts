@@ -12,8 +12,8 @@
 //   - An epoch ends between two commands.
 
 import { changesCommitted, changesLearnt, changesOwn, changesReleased, changesWait } from '../changes/changes';
+import { nowMs } from '../clock';
 import { SECTOR_SIZE, SECTORS_PER_BLOCK } from '../config';
-import { clock_ms } from '../imports';
 import {
   NO_ROW,
   ROW_HEADER,
@@ -241,7 +241,7 @@ function reached(need: AcknowledgementPoint, last: u64): bool {
 }
 
 function acknowledgementDelayLeft(): u32 {
-  const passed = clock_ms() - acknowledgedMs;
+  const passed = nowMs - acknowledgedMs;
   const delay = acknowledgementDelayMs();
   return passed >= delay ? 0 : delay - passed;
 }
@@ -253,7 +253,7 @@ function acknowledgementDelayLeft(): u32 {
 export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool): bool {
   if (!running || (endWanted && !endCommand())) return false;
   afterMerge();
-  if (statistics.lagBytes == 0) statistics.lagSinceMs = clock_ms();
+  if (statistics.lagBytes == 0) statistics.lagSinceMs = nowMs;
   logSetLagMs(lagMs());
   if (!append(lba, count, source, !commandOpen, !more)) {
     noteFull(lba, count);
@@ -264,7 +264,7 @@ export function writeLogAppend(lba: u32, count: u32, source: usize, more: bool):
   dirtyRecords += 1;
   statistics.storeBlocksDirty += appendedDirty();
   statistics.lagBytes += <u64>(MUTANT == Mutant.LAG_TOO_SMALL ? count - 1 : count) * SECTOR_SIZE;
-  acknowledgedMs = clock_ms();
+  acknowledgedMs = nowMs;
   if (effectivePoint() > AcknowledgementPoint.STORED || !more) logWantStored(appendedSequence());
   return true;
 }
@@ -281,7 +281,7 @@ function noteFull(lba: u32, count: u32): void {
   closeWanted = true;
   if (full) return;
   full = true;
-  fullSinceMs = clock_ms();
+  fullSinceMs = nowMs;
   statistics.writesStalled += 1;
 }
 
@@ -337,7 +337,7 @@ export function writeLogTimeoutMs(): u32 {
 
 /** How long the oldest write has been waiting to be committed. */
 function lagMs(): u32 {
-  return statistics.lagBytes == 0 ? 0 : clock_ms() - statistics.lagSinceMs;
+  return statistics.lagBytes == 0 ? 0 : nowMs - statistics.lagSinceMs;
 }
 
 // Epochs
@@ -544,7 +544,7 @@ function release(): void {
   catchUpBytes = min(catchUpBytes * 2, max(CATCH_UP_MAX, <u64>settings.epochSizeBytes));
   flushState = FlushState.NONE;
   logSetCommitted(epochEnd - 1);
-  committedMs = clock_ms();
+  committedMs = nowMs;
   full = false;
   skipClean();
 }
@@ -610,7 +610,7 @@ function isData(row: u32): bool {
 
 /** Says on the store what is committed, so that a power-on does not send it again. */
 function sayCommitted(): bool {
-  if (!logCommitUnsaid() || commandOpen || clock_ms() - committedMs < MARK_DELAY_MS) return false;
+  if (!logCommitUnsaid() || commandOpen || nowMs - committedMs < MARK_DELAY_MS) return false;
   if (!recordBegin(0, SEGMENTS_RESERVED)) return false;
   recordFinish(RecordKind.MARK, 0, 0);
   return true;
@@ -623,7 +623,7 @@ function mergeWhenFull(): bool {
   if (!full) holdSending = false;
   if (mergeActive() || !full || flushState == FlushState.SENT) return false;
   if (logFreeSegments() > SEGMENTS_RESERVED || tailIsCommitted()) return false;
-  const waited = clock_ms() - max(fullSinceMs, committedMs);
+  const waited = nowMs - max(fullSinceMs, committedMs);
   if (nbdUp() && waited < MERGE_PATIENCE_MS) return false;
   if (!mergeWorthwhile() || !mergePossible()) return false;
   // What the command has outdated would be gone if the command were voided: a very long one is two from here on.

@@ -121,7 +121,7 @@ export class World {
   /** What the spec sees: tests/as-pect/assembly/world.ts declares and documents these. */
   specImports(): Imports {
     return {
-      resetWorld: () => {
+      resetHostWorld: () => {
         this.#clockMs = 0;
         this.#random = 0;
         this.#log = [];
@@ -131,7 +131,7 @@ export class World {
         this.#streams.clear();
         return undefined;
       },
-      advanceClock: (ms) => {
+      advanceHostClock: (ms) => {
         this.#clockMs = (this.#clockMs + ms) >>> 0;
         return undefined;
       },

@@ -5,7 +5,14 @@
 // what init() would share out, then static data and the heap. A spec may allocate (strings, arrays, StaticArray); the
 // firmware may not.
 
-export declare function resetWorld(): void;
+import { readClock } from '../../../assembly/clock';
+
+declare function resetHostWorld(): void;
+
+export function resetWorld(): void {
+  resetHostWorld();
+  readClock();
+}
 
 /** The spec's own memory: nobody else uses it. */
 export const SCRATCH: usize = 0x100000;
@@ -13,7 +20,13 @@ export const SCRATCH_SIZE: u32 = 0x1f00000;
 
 // Clock and chance
 
-export declare function advanceClock(ms: u32): void;
+declare function advanceHostClock(ms: u32): void;
+
+export function advanceClock(ms: u32): void {
+  advanceHostClock(ms);
+  readClock();
+}
+
 /** What random_u32() gives next; later values follow from it. */
 export declare function setRandom(value: u32): void;
 
