@@ -92,19 +92,26 @@ uint64_t timer_ticks(void) {
   }
 }
 
+static struct {
+  uint64_t ticks;
+  uint32_t ms;
+} counted;
+
 // The core has no divide instruction: what has passed since the last call fits 32 bits and a short division, or none.
+static __attribute__((noinline)) uint32_t count_ms(void) {
+  const uint64_t passed = timer_ticks() - counted.ticks;
+  if (passed < (uint64_t)CLOCK_TICKS_PER_MS) return counted.ms;
+  const uint32_t more = passed < UINT32_MAX ? (uint32_t)passed / CLOCK_TICKS_PER_MS : (uint32_t)(passed / CLOCK_TICKS_PER_MS);
+  counted.ticks += (uint64_t)more * CLOCK_TICKS_PER_MS;
+  counted.ms += more;
+  return counted.ms;
+}
+
 uint32_t timer_ms(void) {
-  static uint64_t counted_ticks;
-  static uint32_t ms;
   // Asked dozens of times a command: within the same millisecond the low half alone tells. Where nobody has asked for a whole round of it,
   // it says so wrongly, for less than a millisecond.
-  if (register_read(GLOBAL_TIMER_BASE, GLOBAL_LOW) - (uint32_t)counted_ticks < (uint32_t)CLOCK_TICKS_PER_MS) return ms;
-  const uint64_t passed = timer_ticks() - counted_ticks;
-  if (passed < (uint64_t)CLOCK_TICKS_PER_MS) return ms;
-  const uint32_t more = passed < UINT32_MAX ? (uint32_t)passed / CLOCK_TICKS_PER_MS : (uint32_t)(passed / CLOCK_TICKS_PER_MS);
-  counted_ticks += (uint64_t)more * CLOCK_TICKS_PER_MS;
-  ms += more;
-  return ms;
+  const uint32_t passed = register_read(GLOBAL_TIMER_BASE, GLOBAL_LOW) - (uint32_t)counted.ticks;
+  return passed < (uint32_t)CLOCK_TICKS_PER_MS ? counted.ms : count_ms();
 }
 
 void timer_wake_in(uint32_t ms) {

@@ -3,7 +3,8 @@
 // run, on any machine, to the 10 instructions of the guest's timer.
 //
 // The image server is a program on this machine; how fast it is has no part in the figures. A write is counted twice: with the image
-// server away, when its acknowledgement is all that there is to do, and with all that follows until the image server has it.
+// server away, when its acknowledgement is all that there is to do, and with the image server there, which is looked at meanwhile: what is
+// written is sent later, with its epoch.
 
 import { execFileSync, spawn } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
@@ -214,7 +215,7 @@ async function measureEngine(
         value: (100 * write) / CORE_MHZ / UDMA2_BLOCK_US,
         unit: '%',
       },
-      { name: `${engine}: that, and until the image server has it`, value: written, unit },
+      { name: `${engine}: that, while connected to the image server`, value: written, unit },
       { name: `${engine}: IDENTIFY DEVICE`, value: identify, unit },
       { name: `${engine}: an idle second`, value: idle, unit },
       { name: `${engine}: power-on to the first answered command, asleep time not counted`, value: boot, unit },
