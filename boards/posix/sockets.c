@@ -115,6 +115,7 @@ size_t transport_send(unsigned stream, const void *source, size_t length) {
     return 0;
   }
   if (sent < (ssize_t)length) socket->wait_write = true;
+  socket->wait_read = true; // what is sent is answered, and the firmware may not ask again before it is
   return sent > 0 ? (size_t)sent : 0;
 }
 
