@@ -24,6 +24,11 @@ interface Bench {
   logged(pattern: RegExp, wanted: number): Promise<void>;
 }
 
+/** Stops this process, its front end and its image server with it. */
+function pause(ms: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+}
+
 async function withCard(engine: 'wasm3' | 'aot', run: (bench: Bench) => Promise<void>): Promise<void> {
   const image = new TestImage(SECTORS);
   const log: string[] = [];
@@ -55,21 +60,27 @@ async function withCard(engine: 'wasm3' | 'aot', run: (bench: Bench) => Promise<
 
 for (const engine of ['wasm3', 'aot'] as const) {
   test(`${engine}: the PC does not notice that the firmware traps during its command`, () =>
-    withCard(engine, async ({ pc, image, logged, signal }) => {
+    withCard(engine, async ({ card, pc, image, logged, signal }) => {
       await pc.write(100, pattern(7, 20));
       await pc.flush();
-      // What the PC did is there when the firmware is stepped, and that step traps at its first import: for a read that
-      // misses before anything is answered, for IDENTIFY DEVICE as it rings the front end.
-      const trapDuring = async <T>(command: () => Promise<T>): Promise<T> => {
+      // What the PC did is there when the firmware is stepped, and that step traps at its first import, before anything is answered.
+      const trapBefore = async <T>(command: () => Promise<T>): Promise<T> => {
         signal('SIGSTOP');
         const done = command();
         signal('SIGUSR1');
         signal('SIGCONT');
         return await done;
       };
-      assert.deepEqual(await trapDuring(() => pc.read(5000, 20)), pattern(5000, 20));
+      assert.deepEqual(await trapBefore(() => pc.read(5000, 20)), pattern(5000, 20));
       await logged(/event 2 of the PC is taken again/, 1);
-      const words = await trapDuring(() => pc.identify());
+      // The front end is this process, which stands still until the firmware has answered and has trapped in its next step.
+      const commands = card.statistics().commands;
+      const identified = pc.identify();
+      while (card.statistics().commands === commands) pause(1);
+      pause(20);
+      signal('SIGUSR1');
+      pause(20);
+      const words = await identified;
       assert.equal(words[100], SECTORS);
       await logged(/event 2 of the PC was answered/, 1);
       await logged(/firmware 0: watchdog:/, 2);
