@@ -31,6 +31,7 @@ export const ROW_UNVERIFIED: u8 = 32;
 /** How often the block was read since it was written here, up to 3, times ROW_HIT. */
 export const ROW_HIT: u8 = 64;
 export const ROW_HITS: u8 = 192;
+export const HITS_MAX: u32 = 3;
 
 /** Bytes for each row, in 1/1000. */
 const ROW_COST: u64 = 11000 + 4878;
@@ -137,6 +138,17 @@ export function removeRowFlags(row: u32, mask: u8): void {
 /** The block was read: keep it when its segment is reclaimed. */
 export function rowHit(row: u32): void {
   if ((rowFlags(row) & ROW_HITS) != ROW_HITS) store<u8>(flags + row, rowFlags(row) + ROW_HIT);
+}
+
+/** How often the block was read since it was written here, up to 3. */
+export function rowHits(row: u32): u32 {
+  return rowFlags(row) / ROW_HIT;
+}
+
+/** `row` holds what `old` held: it has its hits, but one. */
+export function rowTakeHits(row: u32, old: u32): void {
+  const hits = rowHits(old);
+  if (hits > 1) addRowFlags(row, <u8>(hits - 1) * ROW_HIT);
 }
 
 /** True when the row holds neither a header nor data: the log goes on in the next segment. */

@@ -7,11 +7,14 @@ import { BLOCK_SIZE } from '../config';
 import { STORE_FILLS, STORE_FILLS_SIZE } from '../memory-map';
 import { NO_ROW, tableFind } from './block-table';
 import { RecordKind } from './format';
-import { SEGMENTS_RESERVED } from './reclaim';
-import { recordBegin, recordData, recordFinish, recordSetEntry } from './record-log';
+import { logIsFull, SEGMENTS_RESERVED } from './reclaim';
+import { logHeadRoom, recordBegin, recordData, recordFinish, recordSetEntry } from './record-log';
+import { isWorthRoom } from './seen';
 
 const QUEUE_MAX: u32 = STORE_FILLS_SIZE / 4;
 const RECORD_BLOCKS: u32 = 32;
+/** A record of fewer is not worth its header. */
+const ROOM_MIN: u32 = 4;
 /** A record that is not full waits this long for more. */
 const LINGER_MS: u32 = 200;
 
@@ -25,7 +28,7 @@ export function initFills(): void {
 
 /** Block `block` is in the cache as the server has it. */
 export function noteFill(block: u32): void {
-  if (count == QUEUE_MAX) return;
+  if (count == QUEUE_MAX || (logIsFull() && !isWorthRoom(block))) return;
   if (count == 0) sinceMs = nowMs;
   store<u32>(STORE_FILLS + <usize>((first + count) % QUEUE_MAX) * 4, block);
   count += 1;
@@ -42,7 +45,9 @@ export function fillTimeoutMs(): u32 {
 export function fillStep(): bool {
   if (count < RECORD_BLOCKS && (count == 0 || nowMs - sinceMs < LINGER_MS)) return false;
   dropUseless();
-  const blocks = min(count, RECORD_BLOCKS);
+  // What is left of the open segment is filled up first: it would be lost.
+  const room = logHeadRoom();
+  const blocks = min(count, room >= ROOM_MIN ? min(room, RECORD_BLOCKS) : RECORD_BLOCKS);
   if (blocks == 0 || !recordBegin(blocks, SEGMENTS_RESERVED)) return false;
   for (let i: u32 = 0; i < blocks; i++) {
     const block = queued(i);

@@ -18,6 +18,7 @@ import {
   recordSetForgotten,
   recordTrim,
 } from './record-log';
+import { noteSeen } from './seen';
 
 /** A record takes the place of its blocks in the log: where that is more than this share of it, one record that forgets
  * everything does. */
@@ -55,6 +56,7 @@ export function forgetBlock(block: u32): bool {
   if (row != NO_ROW) {
     assert(rowDirty(row) == 0);
     tableRemove(block);
+    noteSeen(block);
     forgotten += 1;
     statistics.blocksForgotten += 1;
     if (!wholesale) {

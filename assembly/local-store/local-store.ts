@@ -5,6 +5,7 @@
 //   format.ts       what lies on it                    record-log.ts   the head: staging, writing, flushing, summaries
 //   superblock.ts   which copy counts                  reclaim.ts      the tail: what is kept, what goes
 //   recovery.ts, replay.ts   power-on                  fills.ts        blocks from the server, when there is time
+//                                                 seen.ts         which of those a full store takes
 //
 // The seam with ../write-log: it alone appends WRITE records and knows what is committed.
 
@@ -44,6 +45,7 @@ import { LOG_START_BLOCK, SEGMENT_BLOCKS } from './format';
 import { initReclaim, reclaimStep } from './reclaim';
 import { initRecordLog, logFailed, logFreeSegments, recordLogOverhead, recordLogStep } from './record-log';
 import { initRecovery, recoveryError, recoveryReady, recoveryStep, SEGMENTS_MIN } from './recovery';
+import { initSeen, noteSeen, seenSize } from './seen';
 import { nextSuperblock, StoreError, superblock } from './superblock';
 
 /** Staging must hold a segment, which recovery reads at once, and room to go on while it is written. */
@@ -57,9 +59,10 @@ let imageSectors: u64 = 0;
  * the table: a device with more blocks than that describes is used in part. */
 export function localStoreMemory(available: u32): u32 {
   const ring = ringSize(available);
-  if (available < ring + recordLogOverhead(SEGMENTS_MIN) + <u32>tableSize(SEGMENTS_MIN)) return 0;
+  if (available < ring + recordLogOverhead(SEGMENTS_MIN) + <u32>tableSize(SEGMENTS_MIN) + seenSize(SEGMENTS_MIN))
+    return 0;
   const segments = segmentsFor(available);
-  return ring + recordLogOverhead(segments) + <u32>tableSize(segments);
+  return ring + recordLogOverhead(segments) + <u32>tableSize(segments) + seenSize(segments);
 }
 
 function ringSize(available: u32): u32 {
@@ -82,6 +85,7 @@ export function initLocalStore(arena: usize, available: u32): void {
   initRecovery(arena + ring, segments);
   initReclaim();
   initFills();
+  initSeen(arena + ring + <usize>tableSize(segments), segments);
   superblockOperation = -1;
   imageSectors = 0;
   statistics.storeState = StoreState.STARTING;
@@ -170,6 +174,7 @@ export function storeCheckRead(row: u32, address: usize, readable: bool): bool {
     addRowFlags(row, ROW_LOST);
   } else if (tableFind(block) == row) {
     tableRemove(block);
+    noteSeen(block);
   }
   return false;
 }

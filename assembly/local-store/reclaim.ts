@@ -2,21 +2,21 @@
 // can never come to light again after a newer copy has gone.
 //
 // A segment that holds nothing uncommitted is reclaimed: blocks that were read since they were written there, or that are in
-// the RAM cache now, move up to the head (a scan, which reads nothing twice, does not drive them out); the others are
-// forgotten. When the log is full of uncommitted blocks the write log may have the oldest segment merged: of its blocks only
+// the RAM cache now, move up to the head, and keep their hits but one; the others are forgotten. A scan, which reads nothing
+// twice, does not drive them out, and does not come in where there is no room (seen.ts). When the log is full of uncommitted blocks the write log may have the oldest segment merged: of its blocks only
 // the newest copies move up, still dirty, and belong to one epoch with everything before them.
 
 import { cacheFind, cacheState, SlotState } from '../cache/cache';
 import { MUTANT, Mutant } from '../mutant';
 import { statistics } from '../statistics';
 import {
+  HITS_MAX,
   ROW_HEADER,
-  ROW_HITS,
   ROW_LIVE,
   ROW_VOID,
   ROW_WRITE,
   rowDirty,
-  rowFlags,
+  rowHits,
   rowIs,
   rowKey,
   rowValid,
@@ -43,6 +43,7 @@ import {
   relocationCount,
   relocationRoom,
 } from './relocate';
+import { noteSeen } from './seen';
 
 // Free segments are left to whoever gets the log out of a tight place, one for each step: a command that has begun may use the
 // fourth, the end of one that is cut in two the third, merging the second, and the MARK record of a power-on the last.
@@ -54,8 +55,8 @@ const SEGMENTS_FOR_MARKS: u32 = 1;
 const SEGMENTS_FREE_GOAL: u32 = 8;
 /** At least this many must be free for hot blocks to be moved; otherwise they are dropped like the others. */
 const SEGMENTS_FREE_FOR_HOT: u32 = 5;
-/** Of a segment's 255 blocks at most these are kept: every reclaim gains half a segment. */
-const HOT_MAX: u32 = 120;
+/** Of a segment's 255 blocks at most these are kept: every reclaim gains some, and one that is pressed for room keeps none. */
+const HOT_MAX: u32 = 224;
 
 enum ReclaimState {
   IDLE = 0,
@@ -84,6 +85,11 @@ export function reclaimStep(): bool {
   return true;
 }
 
+/** What comes now pushes out what is here. */
+export function logIsFull(): bool {
+  return logFreeSegments() <= SEGMENTS_FREE_GOAL;
+}
+
 function tailIsClean(): bool {
   if (MUTANT == Mutant.REUSE_DIRTY_SEGMENT && logTailSegment() < logHeadSegment()) return true;
   return logTailSegment() < logHeadSegment() && firstRecord(logTailSegment() + 1) <= logNeeded();
@@ -94,16 +100,21 @@ function tailRow(i: u32): u32 {
 }
 
 function collectHot(): void {
-  for (let i: u32 = 0; i < SEGMENT_RECORD_BLOCKS && relocationCount() < HOT_MAX; i++) {
-    if (isHot(tailRow(i))) relocationAdd(tailRow(i));
+  // Those with the most hits first.
+  for (let hits: u32 = HITS_MAX; hits > 0; hits--) {
+    for (let i: u32 = 0; i < SEGMENT_RECORD_BLOCKS && relocationCount() < HOT_MAX; i++) {
+      const row = tailRow(i);
+      if (rowIs(row, ROW_LIVE) && hitsOf(row) == hits) relocationAdd(row);
+    }
   }
 }
 
-function isHot(row: u32): bool {
-  if (!rowIs(row, ROW_LIVE)) return false;
-  if ((rowFlags(row) & ROW_HITS) != 0) return true;
+/** A block that is in the RAM cache was read a short time ago. */
+function hitsOf(row: u32): u32 {
+  const hits = rowHits(row);
+  if (hits > 0) return hits;
   const slot = cacheFind(rowKey(row));
-  return slot >= 0 && cacheState(slot) == SlotState.READY;
+  return slot >= 0 && cacheState(slot) == SlotState.READY ? 1 : 0;
 }
 
 function keepHot(): bool {
@@ -122,6 +133,7 @@ function dropTail(): void {
     const row = tailRow(i);
     if (!rowIs(row, ROW_LIVE)) continue;
     assert(rowDirty(row) == 0 || MUTANT == Mutant.REUSE_DIRTY_SEGMENT);
+    noteSeen(rowKey(row));
     tableRemove(rowKey(row));
   }
   logDropTail();

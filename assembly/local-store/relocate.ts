@@ -4,13 +4,14 @@
 import { cacheAddress, cacheFind, cacheMask, cacheState, SlotState } from '../cache/cache';
 import { BLOCK_SIZE } from '../config';
 import { STORE_RELOCATION, STORE_RELOCATION_SIZE } from '../memory-map';
-import { ROW_LIVE, ROW_LOST, rowDirty, rowIs, rowKey, rowValid } from './block-table';
+import { ROW_LIVE, ROW_LOST, rowDirty, rowIs, rowKey, rowTakeHits, rowValid } from './block-table';
 import { deviceRead, deviceRelease, deviceState, OperationState } from './device';
 import { ENTRY_LOST, RECORD_DIRTY, RECORD_ENTRIES_MAX, RecordKind, SEGMENT_RECORD_BLOCKS } from './format';
 import { storeCheckRead } from './local-store';
 import {
   logFreeSegments,
   logHeadRoom,
+  logHeadRow,
   recordBegin,
   recordData,
   recordDrop,
@@ -159,11 +160,15 @@ function finish(): void {
     // The cache may have had more sectors than the row; what it had of these is what was copied.
     const lost = rowIs(row, ROW_LOST);
     recordSetEntry(entry, rowKey(row), rowValid(row), dirtyRecord ? rowDirty(row) : 0, lost ? ENTRY_LOST : 0);
+    // Those that are left out close up here, too.
+    store<u32>(ROWS + ((<usize>entry) << 2), row);
     entry += 1;
   }
+  const firstRow = logHeadRow() + 1;
   const carried = dirtyRecord ? <u32>min<u64>(sectorsCarried, 0xfffffffe) : 0;
   recordFinish(RecordKind.RELOCATE, dirtyRecord ? RECORD_DIRTY : 0, carried);
   sectorsCarried -= carried;
+  for (let i: u32 = 0; i < entry; i++) rowTakeHits(firstRow + i, rowAt(i));
   begun = false;
   count -= blocksInRecord;
   memory.copy(ROWS, ROWS + ((<usize>blocksInRecord) << 2), (<usize>count) << 2);

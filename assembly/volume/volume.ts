@@ -45,6 +45,7 @@ import { deviceRead, deviceRelease, deviceState, OperationState } from '../local
 import { noteFill } from '../local-store/fills';
 import { localStoreReady, storeCheckRead, storedImageSectors, storeImageSectors } from '../local-store/local-store';
 import { logFailed, logWritten, rowBlock } from '../local-store/record-log';
+import { noteSeen } from '../local-store/seen';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { MUTANT, Mutant } from '../mutant';
 import {
@@ -576,7 +577,10 @@ function finishFetchedBlock(request: i32, block: u32, done: bool): void {
     cacheSetReady(slot, mask | fetchAdds[request]);
     // It replaces a copy that could not be verified.
     const row = tableFind(block);
-    if (row != NO_ROW && rowIs(row, ROW_UNVERIFIED)) tableRemove(block);
+    if (row != NO_ROW && rowIs(row, ROW_UNVERIFIED)) {
+      tableRemove(block);
+      noteSeen(block);
+    }
     if (mask == 0) noteFill(block);
   } else if (current && mask != 0) {
     // What was there before is as good as it was.
