@@ -14,11 +14,11 @@ import { Store } from '../store/store.js';
 import type { Benchmark, BenchOptions, Figure } from './report.js';
 
 const CMD_READ_SECTORS = 0x20;
-const CMD_READ_MULTIPLE = 0xc4;
+export const CMD_READ_MULTIPLE = 0xc4;
 const CMD_SET_MULTIPLE_MODE = 0xc6;
 const DEVICE_LBA = 0x40;
 const SECTORS = 8;
-const IMAGE_SIZE = 32 << 20;
+export const IMAGE_SIZE = 32 << 20;
 
 const benchmark: Benchmark = {
   title: '4 KiB reads that hit the cache, driven at the front end, no PC, one core',
@@ -60,14 +60,14 @@ const benchmark: Benchmark = {
 
 export default benchmark;
 
-function setMultiple(cable: Cable): void {
+export function setMultiple(cable: Cable): void {
   cable.writeRegister(Register.SECTOR_COUNT, SECTORS);
   cable.writeRegister(Register.COMMAND, CMD_SET_MULTIPLE_MODE);
   if (cable.readRegister(Register.STATUS) & STATUS_ERR) throw new Error('SET MULTIPLE MODE was refused');
 }
 
 /** Reads every block once, so that the cache holds them all. */
-async function warm(cable: Cable, command: number): Promise<void> {
+export async function warm(cable: Cable, command: number): Promise<void> {
   for (let lba = 0; lba < IMAGE_SIZE / 512; lba += SECTORS) {
     issueRead(cable, lba, command);
     while (cable.readAlternateStatus() & STATUS_BSY) await new Promise(setImmediate);
@@ -99,7 +99,7 @@ function drain(cable: Cable): void {
 }
 
 /** Commands a second over `count` reads spread over the image. */
-function rate(cable: Cable, command: number, count: number): number {
+export function rate(cable: Cable, command: number, count: number): number {
   const started = process.hrtime.bigint();
   for (let i = 0; i < count; i++) {
     issueRead(cable, ((i * 7919) % (IMAGE_SIZE / 4096)) * SECTORS, command);

@@ -6,6 +6,7 @@ import { type Benchmark, formatFigures, meetsBar } from '../bench/report.js';
 import { Failure } from '../failure.js';
 
 const BENCHMARKS: Record<string, () => Promise<Benchmark>> = {
+  cache: async () => (await import('../bench/cache.js')).default,
   'front-end': async () => (await import('../bench/front-end.js')).default,
   ata: async () => (await import('../bench/ata.js')).default,
   nbd: async () => (await import('../bench/nbd.js')).default,

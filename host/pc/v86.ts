@@ -14,9 +14,21 @@ import { type AccessSize, type GuestMemory, PciIde, type PortTarget } from './pc
 export interface V86PcOptions {
   /** Primary and secondary cable. Without any, the PC has v86's own IDE controller. */
   cables?: readonly Cable[];
-  /** A disk in memory on v86's own IDE controller, for comparison. */
-  builtInDisk?: ArrayBuffer;
+  /** A disk on v86's own IDE controller, for comparison: in memory, or whatever answers as v86 asks it. */
+  builtInDisk?: ArrayBuffer | V86Disk;
   memorySizeBytes?: number;
+}
+
+/** v86 calls load(), and begins when that has called onload(). Offsets and lengths are in bytes. */
+export interface V86Disk {
+  readonly byteLength: number;
+  onload: ((event: object) => void) | undefined;
+  load(): void;
+  get(start: number, length: number, done: (data: Uint8Array) => void): void;
+  /** For v86's own look at the first sector, before the PC is on. */
+  get_and_cache(start: number, length: number, done: (data: Uint8Array) => void): void;
+  get_from_cache(start: number, length: number): Uint8Array;
+  set(start: number, data: Uint8Array, done: () => void): void;
 }
 
 /** What runs in the PC's place where there is no SeaBIOS is nothing: it comes from a Debian package, unmodified. */
@@ -103,7 +115,10 @@ export class V86Pc {
       disable_mouse: true,
       disable_speaker: true,
     };
-    if (options.builtInDisk !== undefined) settings.hda = { buffer: options.builtInDisk };
+    const disk = options.builtInDisk;
+    // Its declarations leave out that it takes any object with these functions.
+    if (disk !== undefined)
+      settings.hda = (disk instanceof ArrayBuffer ? { buffer: disk } : disk) as V86Options['hda'] & {};
     const emulator = new V86(settings);
     await new Promise<void>((resolve) => emulator.add_listener('emulator-ready', () => resolve()));
     return new V86Pc(emulator, options);
