@@ -78,6 +78,7 @@ export function nbdErrorName(error: number): NbdErrorName {
 }
 
 interface ClientExports {
+  readClock(): void;
   initStatistics(): void;
   initNbd(): void;
   nbdStep(): number;
@@ -182,8 +183,14 @@ export class NbdClient {
       },
     });
     this.#exports = instance.exports as unknown as ClientExports;
-    this.#exports.initStatistics();
-    this.#exports.initNbd();
+    this.#firmware.initStatistics();
+    this.#firmware.initNbd();
+  }
+
+  /** The firmware looks at the clock once a round; here every call is one. */
+  get #firmware(): ClientExports {
+    this.#exports.readClock();
+    return this.#exports;
   }
 
   view(address: number, length: number): Uint8Array {
@@ -193,33 +200,33 @@ export class NbdClient {
 
   /** Until nothing moves, as the firmware's step loop does. */
   step(): void {
-    while (this.#exports.nbdStep() !== 0) {}
+    while (this.#firmware.nbdStep() !== 0) {}
     this.#network.flush?.();
   }
 
   /** One nbdStep(); true when it says that something moved. */
   stepOnce(): boolean {
-    return this.#exports.nbdStep() !== 0;
+    return this.#firmware.nbdStep() !== 0;
   }
 
   timeoutMs(): number {
-    return this.#exports.nbdTimeoutMs() >>> 0;
+    return this.#firmware.nbdTimeoutMs() >>> 0;
   }
 
   get up(): boolean {
-    return this.#exports.nbdUp() !== 0;
+    return this.#firmware.nbdUp() !== 0;
   }
 
   get connection(): number {
-    return this.#exports.nbdConnection() >>> 0;
+    return this.#firmware.nbdConnection() >>> 0;
   }
 
   get exportSize(): bigint {
-    return BigInt.asUintN(64, this.#exports.nbdExportSize());
+    return BigInt.asUintN(64, this.#firmware.nbdExportSize());
   }
 
   get exportFlags(): number {
-    return this.#exports.nbdExportFlags() >>> 0;
+    return this.#firmware.nbdExportFlags() >>> 0;
   }
 
   get statistics(): CardStatistics {
@@ -228,36 +235,36 @@ export class NbdClient {
 
   /** Starts a read into `pieces`, an address for every 4096 bytes; -1 when there is no slot. */
   read(offset: number, length: number, pieces: number[]): number {
-    return this.#withPieces(this.#exports.nbdRead(BigInt(offset), length), pieces);
+    return this.#withPieces(this.#firmware.nbdRead(BigInt(offset), length), pieces);
   }
 
   write(offset: number, length: number, pieces: number[], flags = 0): number {
-    return this.#withPieces(this.#exports.nbdWrite(BigInt(offset), length, flags), pieces);
+    return this.#withPieces(this.#firmware.nbdWrite(BigInt(offset), length, flags), pieces);
   }
 
   /** `record`: what a server that knows cards is told. */
   flush(record = 0n): number {
-    return this.#exports.nbdFlush(record);
+    return this.#firmware.nbdFlush(record);
   }
 
   blockStatus(offset: number, length: number, address: number): number {
-    return this.#withPieces(this.#exports.nbdBlockStatus(BigInt(offset), length), [address]);
+    return this.#withPieces(this.#firmware.nbdBlockStatus(BigInt(offset), length), [address]);
   }
 
   ask(offset: number, length: number, hashes: number): number {
-    return this.#withPieces(this.#exports.nbdAsk(BigInt(offset), length), [hashes]);
+    return this.#withPieces(this.#firmware.nbdAsk(BigInt(offset), length), [hashes]);
   }
 
   leaveOut(slot: number, pieces: number): void {
-    this.#exports.nbdLeaveOut(slot, pieces);
+    this.#firmware.nbdLeaveOut(slot, pieces);
   }
 
   result(slot: number): bigint {
-    return BigInt.asUintN(64, this.#exports.nbdResult(slot));
+    return BigInt.asUintN(64, this.#firmware.nbdResult(slot));
   }
 
   result2(slot: number): bigint {
-    return BigInt.asUintN(64, this.#exports.nbdResult2(slot));
+    return BigInt.asUintN(64, this.#firmware.nbdResult2(slot));
   }
 
   /** From the next connection on the client is a card that knows this. `sessions`: where earlier ones may be put. */
@@ -268,48 +275,48 @@ export class NbdClient {
       view.setUint32(knows.sessionsAt + 4 * index, session, true);
       view.setBigUint64(lastsAt + 8 * index, last, true);
     }
-    this.#exports.setPlaceMode(2);
-    this.#exports.placeIdentity(knows.card, knows.session, knows.sessionsAt, lastsAt, knows.sessions.length);
-    this.#exports.placeGeneration(knows.generation, knows.id);
-    this.#exports.placeRecords(knows.committed, knows.newest, knows.dirty);
-    if (knows.conflict) this.#exports.placeConflict();
+    this.#firmware.setPlaceMode(2);
+    this.#firmware.placeIdentity(knows.card, knows.session, knows.sessionsAt, lastsAt, knows.sessions.length);
+    this.#firmware.placeGeneration(knows.generation, knows.id);
+    this.#firmware.placeRecords(knows.committed, knows.newest, knows.dirty);
+    if (knows.conflict) this.#firmware.placeConflict();
   }
 
   /** What the server has answered; null when it does not know cards. */
   get place(): { base: bigint; generation: bigint; id: bigint; committed: bigint; ask: boolean } | null {
-    if (this.#exports.placeAgreed() === 0) return null;
+    if (this.#firmware.placeAgreed() === 0) return null;
     const unsigned = (value: bigint) => BigInt.asUintN(64, value);
     return {
-      base: unsigned(this.#exports.placeBase()),
-      generation: unsigned(this.#exports.placeServerGeneration()),
-      id: unsigned(this.#exports.placeServerId()),
-      committed: unsigned(this.#exports.placeServerCommitted()),
-      ask: this.#exports.placeAsk() !== 0,
+      base: unsigned(this.#firmware.placeBase()),
+      generation: unsigned(this.#firmware.placeServerGeneration()),
+      id: unsigned(this.#firmware.placeServerId()),
+      committed: unsigned(this.#firmware.placeServerCommitted()),
+      ask: this.#firmware.placeAsk() !== 0,
     };
   }
 
   trim(offset: number, length: number): number {
-    return this.#exports.nbdTrim(BigInt(offset), length);
+    return this.#firmware.nbdTrim(BigInt(offset), length);
   }
 
   state(slot: number): number {
-    return this.#exports.nbdState(slot);
+    return this.#firmware.nbdState(slot);
   }
 
   errno(slot: number): number {
-    return this.#exports.nbdErrno(slot) >>> 0;
+    return this.#firmware.nbdErrno(slot) >>> 0;
   }
 
   release(slot: number): void {
-    this.#exports.nbdRelease(slot);
+    this.#firmware.nbdRelease(slot);
   }
 
   restart(error: number): void {
-    this.#exports.nbdRestart(error);
+    this.#firmware.nbdRestart(error);
   }
 
   disconnect(): void {
-    this.#exports.nbdDisconnect();
+    this.#firmware.nbdDisconnect();
   }
 
   /** An enum value of the firmware, as `Enum.NAME`. */
@@ -318,7 +325,7 @@ export class NbdClient {
   }
 
   #withPieces(slot: number, pieces: number[]): number {
-    if (slot >= 0) pieces.forEach((address, i) => void this.#exports.nbdSetPiece(slot, i, address));
+    if (slot >= 0) pieces.forEach((address, i) => void this.#firmware.nbdSetPiece(slot, i, address));
     return slot;
   }
 
