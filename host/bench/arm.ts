@@ -6,21 +6,19 @@
 // server away, when its acknowledgement is all that there is to do, and with the image server there, which is looked at meanwhile: what is
 // written is sent later, with its epoch.
 
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
-import net from 'node:net';
-import { tmpdir } from 'node:os';
+import { truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { FIRMWARE_FILE } from '../card/firmware.js';
-import type { NetworkPath } from '../card/network.js';
 import { QemuCard } from '../card/qemu.js';
 import { DEFAULT_SETTINGS } from '../card/settings.js';
 import { Failure } from '../failure.js';
 import { Cable } from '../front-end/cable.js';
 import { Register, STATUS_BSY, STATUS_ERR } from '../front-end/front-end.js';
+import { type Nbdkit, withNbdkit } from './nbdkit.js';
 import type { Benchmark, BenchOptions, Figure } from './report.js';
 
 /** More than the card's RAM caches: what was read first is then on the SD card alone. */
@@ -73,10 +71,7 @@ class Meter {
 
   async command(code: number, lba: number, sectors = BLOCK_SECTORS): Promise<void> {
     const cable = this.#cable;
-    cable.writeRegister(Register.SECTOR_COUNT, sectors & 0xff);
-    cable.writeRegister(Register.LBA_LOW, lba & 0xff);
-    cable.writeRegister(Register.LBA_MID, (lba >> 8) & 0xff);
-    cable.writeRegister(Register.LBA_HIGH, (lba >> 16) & 0xff);
+    cable.writeAddress(lba, sectors);
     cable.writeRegister(Register.DEVICE, 0xe0 | (lba >> 24));
     cable.writeRegister(Register.COMMAND, code);
     const deadline = Date.now() + 30_000;
@@ -116,44 +111,10 @@ class Meter {
   }
 }
 
-async function withServer<T>(run: (path: NetworkPath, folder: string, kill: () => void) => Promise<T>): Promise<T> {
-  const folder = mkdtempSync(join(tmpdir(), 'ribbon-bench-'));
-  const image = join(folder, 'image');
-  const socket = join(folder, 'nbd');
-  writeFileSync(image, '');
-  truncateSync(image, IMAGE_BYTES);
-  const server = spawn('nbdkit', ['--foreground', '--exit-with-parent', '-U', socket, 'file', image], {
-    stdio: 'ignore',
-  });
-  try {
-    for (let tries = 0; !(await answers(socket)); tries++) {
-      if (tries > 500) throw new Failure('nbdkit does not start');
-      await sleep(10);
-    }
-    return await run({ address: { path: socket } }, folder, () => server.kill('SIGKILL'));
-  } finally {
-    server.kill();
-    rmSync(folder, { recursive: true, force: true });
-  }
-}
-
-function answers(socket: string): Promise<boolean> {
-  return new Promise((done) => {
-    const attempt = net.connect(socket);
-    attempt.once('connect', () => {
-      attempt.destroy();
-      done(true);
-    });
-    attempt.once('error', () => done(false));
-  });
-}
-
 async function measureEngine(
   { engine, program, readBar, writeBar }: (typeof ENGINES)[number],
   options: BenchOptions,
-  path: NetworkPath,
-  folder: string,
-  killServer: () => void,
+  { path, folder, kill }: Nbdkit,
 ): Promise<Figure[]> {
   const storeFile = join(folder, 'sd');
   writeFileSync(storeFile, '');
@@ -195,7 +156,7 @@ async function measureEngine(
     await meter.command(CMD_FLUSH_CACHE, 0);
     await sleep(500);
     const idle = await meter.idleSecond(options.quick ? 1 : 5);
-    killServer();
+    kill();
     while (card.statistics().linkState === 'up') await sleep(10);
     await meter.command(CMD_WRITE_DMA, last * BLOCK_SECTORS);
     const write = await meter.median(CMD_WRITE_DMA, count, last);
@@ -236,7 +197,7 @@ const benchmark: Benchmark = {
     const figures: Figure[] = [];
     for (const engine of ENGINES) {
       onProgress(`arm: ${engine.engine}`);
-      figures.push(...(await withServer((path, folder, kill) => measureEngine(engine, options, path, folder, kill))));
+      figures.push(...(await withNbdkit(IMAGE_BYTES, (server) => measureEngine(engine, options, server))));
     }
     return figures;
   },

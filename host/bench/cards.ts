@@ -1,11 +1,6 @@
 // What a PC gets from each card, in the same run: sequential reads that the card's RAM has, and writes, by DMA commands of 128 KiB. The PC is a
 // loop over the cable in this process, so that the card and the way to it are all that is measured; the card in this process is the peer.
 
-import { spawn } from 'node:child_process';
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
-import net from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { Card } from '../card/card.js';
@@ -18,6 +13,7 @@ import { DEFAULT_SETTINGS } from '../card/settings.js';
 import { Failure } from '../failure.js';
 import { Cable } from '../front-end/cable.js';
 import { Register, STATUS_BSY, STATUS_ERR } from '../front-end/front-end.js';
+import { withNbdkit } from './nbdkit.js';
 import type { Benchmark, Figure } from './report.js';
 
 const IMAGE_BYTES = 16 << 20;
@@ -60,10 +56,7 @@ const CARDS: [string, MakeCard][] = [
 ];
 
 async function command(cable: Cable, code: number, lba: number): Promise<void> {
-  cable.writeRegister(Register.SECTOR_COUNT, COMMAND_SECTORS & 0xff);
-  cable.writeRegister(Register.LBA_LOW, lba & 0xff);
-  cable.writeRegister(Register.LBA_MID, (lba >> 8) & 0xff);
-  cable.writeRegister(Register.LBA_HIGH, (lba >> 16) & 0xff);
+  cable.writeAddress(lba, COMMAND_SECTORS);
   cable.writeRegister(Register.DEVICE, 0xe0);
   cable.writeRegister(Register.COMMAND, code);
   for (;;) {
@@ -87,49 +80,25 @@ function median(values: number[]): number {
 }
 
 async function measure(make: MakeCard, rounds: number): Promise<{ start: number; read: number; write: number }> {
-  const folder = mkdtempSync(join(tmpdir(), 'ribbon-bench-'));
-  const image = join(folder, 'image');
-  const socket = join(folder, 'nbd');
-  writeFileSync(image, '');
-  truncateSync(image, IMAGE_BYTES);
-  const server = spawn('nbdkit', ['--foreground', '--exit-with-parent', '-U', socket, 'file', image], {
-    stdio: 'ignore',
-  });
-  let card: Card | null = null;
-  try {
-    for (let tries = 0; !(await answers(socket)); tries++) {
-      if (tries > 500) throw new Failure('nbdkit does not start');
-      await sleep(10);
-    }
+  return await withNbdkit(IMAGE_BYTES, async ({ path }) => {
     const begun = performance.now();
-    card = make({ address: { path: socket } });
-    await card.start();
-    const start = performance.now() - begun;
-    const cable = new Cable([card.frontEnd]);
-    await pass(cable, CMD_READ_DMA); // from the server into RAM
-    const reads: number[] = [];
-    const writes: number[] = [];
-    for (let round = 0; round < rounds; round++) {
-      reads.push(await pass(cable, CMD_READ_DMA));
-      writes.push(await pass(cable, CMD_WRITE_DMA));
-      while (card.statistics().lagBytes > 0) await sleep(20);
+    const card = make(path);
+    try {
+      await card.start();
+      const start = performance.now() - begun;
+      const cable = new Cable([card.frontEnd]);
+      await pass(cable, CMD_READ_DMA); // from the server into RAM
+      const reads: number[] = [];
+      const writes: number[] = [];
+      for (let round = 0; round < rounds; round++) {
+        reads.push(await pass(cable, CMD_READ_DMA));
+        writes.push(await pass(cable, CMD_WRITE_DMA));
+        while (card.statistics().lagBytes > 0) await sleep(20);
+      }
+      return { start, read: median(reads), write: median(writes) };
+    } finally {
+      await card.stop(0);
     }
-    return { start, read: median(reads), write: median(writes) };
-  } finally {
-    await card?.stop(0);
-    server.kill();
-    rmSync(folder, { recursive: true, force: true });
-  }
-}
-
-function answers(socket: string): Promise<boolean> {
-  return new Promise((done) => {
-    const attempt = net.connect(socket);
-    attempt.once('connect', () => {
-      attempt.destroy();
-      done(true);
-    });
-    attempt.once('error', () => done(false));
   });
 }
 

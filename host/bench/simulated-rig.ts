@@ -282,20 +282,12 @@ export class RigPc {
 
   async #command(command: number, lba: number, data: Uint8Array): Promise<void> {
     const cable = this.#cable;
-    const write = (register: number, value: number): void => cable.writeRegister(register, value & 0xff);
     const count = data.length / SECTOR_SIZE;
-    const high = Math.floor(lba / 2 ** 24);
     await this.#until(() => (cable.readAlternateStatus() & STATUS_BSY) === 0);
-    write(Register.DEVICE, DEVICE_LBA);
-    write(Register.SECTOR_COUNT, count >> 8);
-    write(Register.SECTOR_COUNT, count);
-    write(Register.LBA_LOW, high);
-    write(Register.LBA_LOW, lba);
-    write(Register.LBA_MID, high >> 8);
-    write(Register.LBA_MID, lba >> 8);
-    write(Register.LBA_HIGH, high >> 16);
-    write(Register.LBA_HIGH, lba >> 16);
-    write(Register.COMMAND, command);
+    cable.writeRegister(Register.DEVICE, DEVICE_LBA);
+    cable.writeAddress(Math.floor(lba / 2 ** 24), count >> 8);
+    cable.writeAddress(lba, count);
+    cable.writeRegister(Register.COMMAND, command);
     for (let moved = 0; moved < data.length; ) {
       await this.#until(() => cable.dmaDirection() !== null || (cable.readAlternateStatus() & STATUS_BSY) === 0);
       const block = cable.dmaBlock();

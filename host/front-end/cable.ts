@@ -80,6 +80,15 @@ export class Cable {
     if (register === Register.DEVICE) this.#select((value & DEVICE_DEV) === 0 ? 0 : 1);
   }
 
+  /** The low bytes of a command's address and its Sector Count: all of them for LBA28, but for the four bits in the Device register;
+   * the second half of an LBA48 one. */
+  writeAddress(lba: number, count: number): void {
+    this.writeRegister(Register.SECTOR_COUNT, count & 0xff);
+    this.writeRegister(Register.LBA_LOW, lba % 256);
+    this.writeRegister(Register.LBA_MID, Math.floor(lba / 2 ** 8) % 256);
+    this.writeRegister(Register.LBA_HIGH, Math.floor(lba / 2 ** 16) % 256);
+  }
+
   readAlternateStatus(): number {
     if (this.#answering === null) return UNDRIVEN;
     return this.#selected === null ? 0 : this.#selected.status;

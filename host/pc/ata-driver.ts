@@ -127,9 +127,9 @@ export class AtaDriver {
     if ((ready & (STATUS_DRDY | STATUS_DRQ)) !== STATUS_DRDY)
       throw new AtaError(`no device answers: status 0x${ready.toString(16)}`);
     if (form === 'ext') {
-      this.#writeAddress(Math.floor(lba / 2 ** 24), count >> 8);
+      cable.writeAddress(Math.floor(lba / 2 ** 24), count >> 8);
     }
-    this.#writeAddress(lba, count);
+    cable.writeAddress(lba, count);
     cable.writeRegister(Register.COMMAND, command);
     await this.#move(data.in ?? data.out ?? null, data.in === undefined ? 'out' : 'in');
     await this.#notBusy();
@@ -139,14 +139,6 @@ export class AtaDriver {
     if ((status & STATUS_DRQ) !== 0) {
       throw new AtaError(`command 0x${command.toString(16)} has more data than it should: the device needs a reset`);
     }
-  }
-
-  #writeAddress(lba: number, count: number): void {
-    const cable = this.#cable;
-    cable.writeRegister(Register.SECTOR_COUNT, count & 0xff);
-    cable.writeRegister(Register.LBA_LOW, lba % 256);
-    cable.writeRegister(Register.LBA_MID, Math.floor(lba / 2 ** 8) % 256);
-    cable.writeRegister(Register.LBA_HIGH, Math.floor(lba / 2 ** 16) % 256);
   }
 
   /** Moves data until all is moved or the device ends the command. */

@@ -93,15 +93,9 @@ export class Pc {
       cable.writeRegister(Register.DEVICE, 0xe0 | (lba >>> 24));
     } else {
       cable.writeRegister(Register.DEVICE, 0x40);
-      cable.writeRegister(Register.SECTOR_COUNT, (sectors >> 8) & 0xff);
-      cable.writeRegister(Register.LBA_LOW, (lba >>> 24) & 0xff);
-      cable.writeRegister(Register.LBA_MID, Math.floor(lba / 2 ** 32) & 0xff);
-      cable.writeRegister(Register.LBA_HIGH, 0);
+      cable.writeAddress(Math.floor(lba / 2 ** 24), sectors >> 8);
     }
-    cable.writeRegister(Register.SECTOR_COUNT, sectors & 0xff);
-    cable.writeRegister(Register.LBA_LOW, lba & 0xff);
-    cable.writeRegister(Register.LBA_MID, (lba >>> 8) & 0xff);
-    cable.writeRegister(Register.LBA_HIGH, (lba >>> 16) & 0xff);
+    cable.writeAddress(lba, sectors);
   }
 
   #write(command: number): void {

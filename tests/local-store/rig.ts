@@ -230,18 +230,11 @@ export class StoreRig {
   }
 
   #start(command: number, lba: number, sectors: number): void {
-    const high = Math.floor(lba / 2 ** 24);
-    const write = (register: number, value: number): void => this.cable.writeRegister(register, value & 0xff);
-    write(Register.DEVICE, 0xa0 | LBA);
-    write(Register.SECTOR_COUNT, sectors >> 8);
-    write(Register.SECTOR_COUNT, sectors);
-    write(Register.LBA_LOW, high);
-    write(Register.LBA_LOW, lba);
-    write(Register.LBA_MID, high >> 8);
-    write(Register.LBA_MID, lba >> 8);
-    write(Register.LBA_HIGH, high >> 16);
-    write(Register.LBA_HIGH, lba >> 16);
-    write(Register.COMMAND, command);
+    const { cable } = this;
+    cable.writeRegister(Register.DEVICE, 0xa0 | LBA);
+    cable.writeAddress(Math.floor(lba / 2 ** 24), sectors >> 8);
+    cable.writeAddress(lba, sectors);
+    cable.writeRegister(Register.COMMAND, command);
   }
 
   #dma(command: number, lba: number, data: Uint8Array, limitMs?: number): Outcome {

@@ -147,18 +147,11 @@ export class ReplayRig {
 
   #transfer(command: number, lba: number, data: Buffer): Buffer {
     const cable = this.#cable;
-    const write = (register: number, value: number): void => cable.writeRegister(register, value & 0xff);
     const count = data.length / SECTOR_SIZE;
-    write(Register.DEVICE, DEVICE_LBA);
-    write(Register.SECTOR_COUNT, count >> 8);
-    write(Register.SECTOR_COUNT, count);
-    write(Register.LBA_LOW, lba >>> 24);
-    write(Register.LBA_LOW, lba);
-    write(Register.LBA_MID, 0);
-    write(Register.LBA_MID, lba >> 8);
-    write(Register.LBA_HIGH, 0);
-    write(Register.LBA_HIGH, lba >> 16);
-    write(Register.COMMAND, command);
+    cable.writeRegister(Register.DEVICE, DEVICE_LBA);
+    cable.writeAddress(Math.floor(lba / 2 ** 24), count >> 8);
+    cable.writeAddress(lba, count);
+    cable.writeRegister(Register.COMMAND, command);
     for (let moved = 0; moved < data.length; ) {
       this.#until(() => cable.dmaDirection() !== null || this.#idle());
       const block = cable.dmaBlock();
