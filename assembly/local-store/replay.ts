@@ -116,7 +116,7 @@ export function replaySegment(memory: usize, storeId: u64, segment: u64, anyNumb
     position += 1 + header.entryCount;
   }
   if (position > 0) replayBlocks = position;
-  if (isUnreadable(position)) replayBlind = true;
+  if (position < SEGMENT_RECORD_BLOCKS && isUnreadable(position)) replayBlind = true;
   replayClaimed = storedInSegment(memory, storeId, segment, position);
   if (replayClaimed >= replayNext) return Replay.DAMAGED;
   return position > 0 ? Replay.RECORDS : Replay.EMPTY;
