@@ -1,7 +1,8 @@
-// What a card had sent, and not yet committed, when its connection broke. Such an epoch is no generation, and a card that comes
+// What a card had sent, and not yet committed, when its connection ended. Such an epoch is no generation, and a card that comes
 // back sends it again. But a card may be lost, and if it tells its PC of writes as soon as the server has received them, what the
 // PC was told is here only: an epoch whose card has not come back for some time becomes a branch of its own.
 
+import { CARDS_MAX } from './cards.js';
 import type { Line } from './line.js';
 import { imageOf } from './names.js';
 import type { Store } from './store.js';
@@ -27,12 +28,14 @@ export class LeftEpochs {
     private readonly waitMs: number,
   ) {}
 
-  /** The card's connection has broken. The view is closed here. */
+  /** The card's connection has ended. The view is closed here. Of too many, the oldest becomes its branch at once. */
   keep(line: Line, card: string, generation: number, view: TreeView): void {
     this.drop(card);
     const left: LeftEpoch = { line, card, generation, view, timer: null };
     if (Number.isFinite(this.waitMs)) left.timer = setTimeout(() => void this.makeBranch(left), this.waitMs).unref();
     this.left.set(card, left);
+    const [oldest] = this.left.values();
+    if (this.left.size > CARDS_MAX) void this.makeBranch(oldest);
   }
 
   /** The card is back, and has all of it. */

@@ -452,7 +452,7 @@ export class LineExport implements OpenExport {
       // A card's epoch is whole only with its number.
       if (clean && this.card === null && this.live && this.lost === null && line.writer === this) await this.commit();
       await this.commits;
-      if (!clean && this.card?.early === true) await this.leaveEpoch();
+      if (this.card?.early === true) await this.leaveEpoch();
     } finally {
       line.exports.delete(this);
       if (this.lost === null) this.discard();
@@ -462,7 +462,7 @@ export class LineExport implements OpenExport {
     }
   }
 
-  /** The connection of a card broke whose PC counts on what has arrived: see LeftEpochs. */
+  /** The connection of a card ended, however it did, whose PC counts on what has arrived: see LeftEpochs. */
   private async leaveEpoch(): Promise<void> {
     const { line } = this;
     const isOpen = (): boolean => this.lost === null && line.writer === this && !this.store.isClosing;

@@ -295,6 +295,7 @@ export class TreeView {
       if (location === null) break;
       locations.push(location);
       leaf.state[child] = location.codec === CODEC_NONE ? UNCHECKED : PACKED;
+      if (location.codec !== CODEC_NONE) continue;
       leaf.pack[child] = location.pack;
       leaf.offset[child] = Packs.rawOffset(location);
     }
