@@ -34,6 +34,8 @@ const RING = Buffer.from([DOORBELL_RING]);
 /** How often a card whose state only the shared memory tells is looked at. */
 const LOOK_INTERVAL_MS = 20;
 const SETTLE_MS = 500;
+/** A process that has been asked to end, and has nothing more to do, is killed after this. */
+const END_TIMEOUT_MS = 5_000;
 /** A connected card that shows no capacity for this long has an image without a sector. */
 const EMPTY_IMAGE_MS = 1000;
 
@@ -166,7 +168,12 @@ export abstract class RemoteCard implements Card {
     const left = lag();
     this.#stopping = true;
     this.#process?.kill('SIGTERM');
+    const timer = setTimeout(() => {
+      this.onLog('warning', `the card's process does not end within ${END_TIMEOUT_MS / 1000} s and is killed`);
+      this.#process?.kill('SIGKILL');
+    }, END_TIMEOUT_MS);
     await this.#ended;
+    clearTimeout(timer);
     this.#release();
     this.discard();
     return left;

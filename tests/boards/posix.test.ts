@@ -84,3 +84,26 @@ for (const engine of ['wasm3', 'aot'] as const) {
     }
   });
 }
+
+test('a card whose process does not end when it is asked to is killed', async () => {
+  const image = new TestImage(SECTORS);
+  const card = new PosixCard({
+    program: POSIX_CARD,
+    firmware: FIRMWARE,
+    settings: { ...DEFAULT_SETTINGS, exportName: IMAGE_NAME },
+    path: await image.serveUnix(),
+    memorySize: 32 << 20,
+  });
+  try {
+    await card.start();
+    const log: string[] = [];
+    card.onLog = (level, line) => log.push(`${level}: ${line}`);
+    process.kill(card.pid as number, 'SIGSTOP');
+    await card.stop(0);
+    assert.equal(card.pid, null);
+    assert.match(log.join('\n'), /does not end within 5 s and is killed/);
+  } finally {
+    card.discard();
+    await image.close();
+  }
+});

@@ -28,6 +28,9 @@ const GROUPS: Record<string, ConformanceCase[]> = {
   faults: FAULT_CASES,
 };
 
+/** So that one that hangs is named: all of them together take less. */
+const CASE_TIMEOUT_MS = 180_000;
+
 /** Declares all tests for one kind of card. */
 export function conformance(kind: string, makeRig: MakeRig, options: { simulatedTime: boolean }): void {
   describe(`ATA conformance of ${kind}`, () => {
@@ -35,7 +38,7 @@ export function conformance(kind: string, makeRig: MakeRig, options: { simulated
       describe(group, () => {
         for (const test of cases) {
           if (test.simulatedTime && !options.simulatedTime) continue;
-          it(test.name, async () => {
+          it(test.name, { timeout: CASE_TIMEOUT_MS }, async () => {
             const rig = await makeRig(test.devices ?? [{ deviceNumber: 0, size: SIZE }]);
             try {
               await test.run(new Pc(rig), rig);
