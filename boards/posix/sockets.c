@@ -109,13 +109,14 @@ size_t transport_send(unsigned stream, const void *source, size_t length) {
   struct socket *socket = &sockets[stream];
   if (socket->state != NET_OPEN || length == 0) return 0;
   const ssize_t sent = send(socket->file, source, length, MSG_NOSIGNAL);
+  // What is sent is answered, and the firmware may not ask again before it is; what cannot be sent has an end that it must hear of.
+  socket->wait_read = true;
   if (sent < 0 && errno != EAGAIN && errno != EINTR) {
     // What the peer sent before it went away can still be read: the end of that closes the stream.
     if (errno != EPIPE && errno != ECONNRESET) fail(socket, "send", errno);
     return 0;
   }
   if (sent < (ssize_t)length) socket->wait_write = true;
-  socket->wait_read = true; // what is sent is answered, and the firmware may not ask again before it is
   return sent > 0 ? (size_t)sent : 0;
 }
 
@@ -159,7 +160,8 @@ unsigned sockets_poll_done(const struct pollfd *polled, unsigned count) {
       socket->wait_read = false;
       const ssize_t peeked = recv(socket->file, &byte, 1, MSG_PEEK);
       if (peeked == 0) socket->ended = true;
-      else if (peeked < 0 && errno != EAGAIN && errno != EINTR) fail(socket, "receive", errno);
+      else if (peeked < 0 && (errno == EAGAIN || errno == EINTR)) socket->wait_read = true;
+      else if (peeked < 0) fail(socket, "receive", errno);
     }
   }
   return events;

@@ -2,8 +2,12 @@
 // says why, and the previous firmware runs. On both engines, and under the sanitizers.
 
 import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import net from 'node:net';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { before, describe, test } from 'node:test';
-import { assemble, GOOD, REFUSED, STORE_ROUND_TRIP, TRAPPING } from './modules.js';
+import { assemble, GOOD, REFUSED, SENDS_TO_NOBODY, STORE_ROUND_TRIP, TRAPPING } from './modules.js';
 import { buildTestCard, MODULES, TestCard } from './posix-card.js';
 
 const KINDS = [
@@ -51,6 +55,22 @@ for (const sanitized of [false, true]) {
 
       test(`${engine}: the local store keeps what is written`, async () => {
         await run([assemble(STORE_ROUND_TRIP, MODULES)], engine, /^info: good store$/);
+      });
+
+      test(`${engine}: what cannot be sent is followed by the end of the stream`, async (context) => {
+        const path = join(mkdtempSync(join(tmpdir(), 'ribbon-stream-')), 'socket');
+        const server = net.createServer((socket) => socket.write('four', () => socket.destroy()));
+        await new Promise<void>((listening) => server.listen(path, listening));
+        context.after(() => server.close());
+        const card = new TestCard();
+        try {
+          card.start(binary, [assemble(SENDS_TO_NOBODY, MODULES)], engine, { paths: `unix ${path}\n` });
+          await card.line(/^info: closed$/);
+        } finally {
+          await card.stop();
+          card.remove();
+          rmSync(dirname(path), { recursive: true });
+        }
       });
 
       for (const module of TRAPPING) {

@@ -88,6 +88,34 @@ export const STORE_ASYNCHRONOUS: TestModule = {
     (data (i32.const 40960) "good store"))`,
 };
 
+/** Opens path 0, reads the four bytes that come, not one more, and after a second sends four to a server that has gone meanwhile: logs "closed" when it is told. */
+export const SENDS_TO_NOBODY: TestModule = {
+  name: 'sends-to-nobody',
+  text: `(module ${LOG} ${MEMORY}
+    (import "imports" "net_open" (func $open (param i32 i32)))
+    (import "imports" "net_state" (func $state (param i32) (result i32)))
+    (import "imports" "net_receive" (func $receive (param i32 i32 i32) (result i32)))
+    (import "imports" "net_send" (func $send (param i32 i32 i32) (result i32)))
+    (global $phase (mut i32) (i32.const 0))
+    (func (export "init") (result i32) (call $open (i32.const 0) (i32.const 0)) (i32.const 0))
+    (func (export "step") (result i32)
+      (if (i32.eq (global.get $phase) (i32.const 0))
+        (then
+          (if (i32.ne (call $receive (i32.const 0) (i32.const 8192) (i32.const 4)) (i32.const 4)) (then (return (i32.const -1))))
+          (global.set $phase (i32.const 1))
+          (return (i32.const 1000))))
+      (if (i32.eqz (call $state (i32.const 0)))
+        (then
+          (call $log (i32.const 2) (i32.const 4096) (i32.const 6))
+          (return (i32.const -1))))
+      (if (i32.eq (global.get $phase) (i32.const 1))
+        (then
+          (global.set $phase (i32.const 2))
+          (drop (call $send (i32.const 0) (i32.const 8192) (i32.const 4)))))
+      (i32.const -1))
+    (data (i32.const 4096) "closed"))`,
+};
+
 export const GOOD: TestModule = {
   name: 'good',
   text: `(module ${LOG} ${MEMORY} ${GOOD_INIT} ${SLEEP} (data (i32.const 4096) "good firmware"))`,

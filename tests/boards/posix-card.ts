@@ -6,14 +6,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { buildPosix } from '../../tools/build-boards.js';
 import { ROOT } from './builds.js';
-import { assemble, GOOD, STORE_ROUND_TRIP, TRAPPING } from './modules.js';
+import { assemble, GOOD, SENDS_TO_NOBODY, STORE_ROUND_TRIP, TRAPPING } from './modules.js';
 
 /** Shared by the test files of this folder: its content follows from modules.ts alone. */
 export const MODULES = join(ROOT, 'build', 'boards', 'test-modules');
 
 /** The runtime with the test firmwares compiled in, so that both engines can run them. */
 export async function buildTestCard(sanitized: boolean): Promise<string> {
-  const firmwares = [GOOD, STORE_ROUND_TRIP, ...TRAPPING].map((module) => assemble(module, MODULES));
+  const firmwares = [GOOD, SENDS_TO_NOBODY, STORE_ROUND_TRIP, ...TRAPPING].map((module) => assemble(module, MODULES));
   const output = join(ROOT, 'build', 'boards', sanitized ? 'test-card-sanitized' : 'test-card');
   await buildPosix(ROOT, { firmwares, sanitized, output });
   return output;
