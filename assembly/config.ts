@@ -15,6 +15,9 @@ export const NBD_REQUESTS_MAX: u32 = 16;
 /** The largest NBD request that the card sends: one half of the data buffer. */
 export const NBD_REQUEST_SIZE_MAX: u32 = 131072;
 
+/** Network paths to the image server that the runtime may have (SPEC.md "Network paths"). */
+export const NET_PATHS_MAX: u32 = 4;
+
 /** Back-off between connection attempts: doubles from the first to the second, with up to 50 % of chance added. */
 export const RECONNECT_MIN_MS: u32 = 100;
 export const RECONNECT_MAX_MS: u32 = 10000;

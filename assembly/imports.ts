@@ -38,7 +38,8 @@ export enum NetState {
   OPEN = 2,
 }
 
-/** Starts to open a stream. Any earlier stream of that number is closed first. */
+/** Starts to open a stream. Any earlier stream of that number is closed first. CLOSED at once: there is no such path, or nothing leads there
+ * while another path can be used. */
 export declare function net_open(stream: u32, path: u32): void;
 
 /** Closes a stream and drops whatever was not sent or received yet. */

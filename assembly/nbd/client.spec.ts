@@ -5,7 +5,9 @@ import {
   advanceClock,
   deliverHex,
   netOpens,
+  netPath,
   resetWorld,
+  setNetPaths,
   setNetState,
   setReceiveChunk,
   takeSentHex,
@@ -161,5 +163,41 @@ describe('NBD on the wire', () => {
     step();
     haggle();
     expect(nbdUp()).toBe(true);
+  });
+
+  it('takes the next network path when one fails, and stays on the one that works', () => {
+    setNetPaths(2);
+    begin(false);
+    expect(netPath(0)).toBe(0);
+    setNetState(0, NetState.CLOSED); // in the middle of the handshake
+    step();
+    advanceClock(150);
+    step();
+    expect(netPath(0)).toBe(1);
+    setNetState(0, NetState.OPEN);
+    step();
+    haggle();
+    expect(nbdUp()).toBe(true);
+    setNetState(0, NetState.CLOSED); // it was good: there again
+    step();
+    advanceClock(1000);
+    step();
+    expect(netPath(0)).toBe(1);
+    setNetState(0, NetState.CLOSED); // now it is not; of 2 and 3 there are none
+    step();
+    advanceClock(1000);
+    step();
+    expect(netPath(0)).toBe(0);
+  });
+
+  it('skips a network path that nothing leads to', () => {
+    setNetPaths(0);
+    initNbd();
+    step();
+    expect(netOpens(0)).toBe(4);
+    setNetPaths(4);
+    advanceClock(150);
+    step();
+    expect(netOpens(0)).toBe(5);
   });
 });

@@ -8,7 +8,13 @@
 //                                           UP -> DISCONNECTING -> STOPPED   by nbdDisconnect()
 
 import { nowMs } from '../clock';
-import { NBD_SILENCE_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS, RECONNECT_TOLD_MS } from '../config';
+import {
+  NBD_SILENCE_TIMEOUT_MS,
+  NET_PATHS_MAX,
+  RECONNECT_MAX_MS,
+  RECONNECT_MIN_MS,
+  RECONNECT_TOLD_MS,
+} from '../config';
 import { NetState, net_close, net_open, net_state, random_u32 } from '../imports';
 import { LogLevel, logBytes, logEnd, logText, logValue } from '../log';
 import { SETTINGS } from '../memory-map';
@@ -72,14 +78,14 @@ enum Link {
   DISCONNECTING = 5,
 }
 
-/** The runtime's network path to the image server. */
-const PATH: u32 = 0;
 const NO_TIMER: u32 = 0xffffffff;
 /** A server that was silent may only be slow (a flush of much data to a slow disk): it gets twice the time with every new
  * attempt, up to 2^4 times, until it has answered a command of the kind that it was silent about. */
 const PATIENCE_MAX: u32 = 4;
 
 let link: Link = Link.STOPPED;
+/** Of the runtime's network paths, the one that is in use or tried next: the same until it fails. */
+let path: u32 = 0;
 let connections: u32 = 0;
 /** Attempts since the last connection that lasted. */
 let attempts: u32 = 0;
@@ -100,7 +106,7 @@ export function initNbd(): void {
   initNegotiate();
   initPlace();
   clearFailure();
-  connections = attempts = patience = 0;
+  path = connections = attempts = patience = 0;
   firstSize = 0;
   loggedError = NbdError.NONE;
   link = Link.WAITING;
@@ -276,8 +282,17 @@ function open(): void {
   resetStream();
   clearFailure();
   busy = false;
-  net_open(STREAM, PATH);
+  // One that does not exist, or that nothing leads to at the moment, is closed at once.
+  for (let i: u32 = 0; i < NET_PATHS_MAX; i++) {
+    net_open(STREAM, path);
+    if (net_state(STREAM) != NetState.CLOSED) break;
+    nextPath();
+  }
   setLink(Link.CONNECTING);
+}
+
+function nextPath(): void {
+  path = (path + 1) % NET_PATHS_MAX;
 }
 
 function setLink(next: Link): void {
@@ -316,6 +331,7 @@ function logUp(): void {
   logValue('min_block', negotiatedBlockMin());
   logValue('structured', negotiatedStructured() ? 1 : 0);
   logValue('connection', connections);
+  logValue('path', path);
   logEnd(LogLevel.INFO);
 }
 
@@ -363,6 +379,8 @@ function drop(): void {
   if (error == NbdError.CHUNK_SCATTERED) avoidStructured();
   if (error == NbdError.SILENCE && link == Link.UP) patience = min(patience + 1, PATIENCE_MAX);
   if (link == Link.NEGOTIATING && refused) negotiateAbort();
+  // A connection that breaks is tried again where it was: the runtime knows when nothing leads there any more.
+  if (link < Link.UP || error == NbdError.SILENCE) nextPath();
   net_close(STREAM);
   loseAll();
   const stopping = link == Link.DISCONNECTING;

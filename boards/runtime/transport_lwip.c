@@ -1,5 +1,8 @@
 // transport.h over lwIP's raw interface. Everything runs in the main loop: callbacks only move lwIP's buffers into our
 // streams, the firmware looks for itself in its next step.
+//
+// A stream stays on the port that it was opened on. One whose port is no longer of use ends at once when another port or another path
+// leads to the image server, so that the firmware goes there; when none does it waits, as the cable may be back in a moment.
 
 #include "transport_lwip.h"
 
@@ -27,6 +30,7 @@ enum { ADDRESS_PATIENCE_MS = 10000 };
 enum { OVERFLOW_REPORT_MS = 10000 };
 /// Frames taken from one interface before the others and the firmware get their turn.
 enum { FRAMES_AT_ONCE = 64 };
+enum { NO_INTERFACE = -1 };
 
 static struct netif interfaces[NETWORK_INTERFACES_MAX];
 static unsigned interface_count;
@@ -45,9 +49,15 @@ static struct lwip_stream {
   struct pbuf *received; // a chain; the first `offset` bytes of it are taken
   uint16_t offset;
   bool ended; // the peer has closed
-  const struct net_path *waiting; // for an interface that can be used
+  const struct net_path *path; // NULL: none
+  int interface; // that it is on, NO_INTERFACE while it waits for one
 } streams[NET_STREAMS_MAX];
 static bool news;
+/// Of the newest connection, as the log has it.
+static struct {
+  const struct net_path *path;
+  int interface;
+} connected;
 
 uint32_t sys_now(void);
 uint32_t sys_now(void) { return board_clock_ms(); }
@@ -63,6 +73,11 @@ static err_t on_connected(void *argument, struct tcp_pcb *pcb, err_t error) {
   struct lwip_stream *stream = argument;
   (void)pcb;
   if (error == ERR_OK) stream->state = NET_OPEN;
+  if (error == ERR_OK && (connected.path != stream->path || connected.interface != stream->interface)) {
+    runtime_log(LOG_INFO, "network %d: connected to %s port %u", stream->interface, stream->path->address, stream->path->port);
+    connected.path = stream->path;
+    connected.interface = stream->interface;
+  }
   news = true;
   return ERR_OK;
 }
@@ -96,30 +111,53 @@ static void on_error(void *argument, err_t error) {
   news = true;
 }
 
-static bool any_usable(void) {
+static bool is_usable(const struct netif *netif) {
+  return netif_is_link_up(netif) && !ip4_addr_isany(netif_ip4_addr(netif));
+}
+
+/// The interface that leads to the path's server: the one whose network it is in, or else the first with a gateway. What is in the network
+/// of an interface without a link is not looked for behind the gateway of another.
+static int route(const struct net_path *path) {
+  ip4_addr_t server;
+  bool is_near = false;
+  if (path->kind != PATH_TCP || !ip4addr_aton(path->address, &server)) return NO_INTERFACE;
   for (unsigned i = 0; i < interface_count; i++) {
-    if (netif_is_link_up(&interfaces[i]) && !ip4_addr_isany(netif_ip4_addr(&interfaces[i]))) return true;
+    const struct netif *netif = &interfaces[i];
+    if (ip4_addr_isany(netif_ip4_addr(netif)) || !ip4_addr_netcmp(&server, netif_ip4_addr(netif), netif_ip4_netmask(netif))) continue;
+    if (is_usable(netif)) return (int)i;
+    is_near = true;
+  }
+  for (unsigned i = 0; !is_near && i < interface_count; i++) {
+    if (is_usable(&interfaces[i]) && !ip4_addr_isany(netif_ip4_gw(&interfaces[i]))) return (int)i;
+  }
+  return NO_INTERFACE;
+}
+
+static bool any_route(void) {
+  for (unsigned i = 0; i < NET_PATHS_MAX; i++) {
+    const struct net_path *path = paths_get(i);
+    if (path != NULL && route(path) != NO_INTERFACE) return true;
   }
   return false;
 }
 
-static void connect_stream(struct lwip_stream *stream) {
-  const struct net_path *path = stream->waiting;
-  ip_addr_t address;
-  *stream = (struct lwip_stream){0};
-  if (path->kind != PATH_TCP || !ipaddr_aton(path->address, &address)) {
-    runtime_log(LOG_WARNING, "network: \"%s\" is not an IPv4 address", path->address);
+static void connect_stream(struct lwip_stream *stream, int interface) {
+  ip_addr_t server;
+  struct tcp_pcb *pcb = tcp_new();
+  if (pcb == NULL || !ipaddr_aton(stream->path->address, &server)) {
+    if (pcb != NULL) tcp_abort(pcb);
+    forget(stream);
     return;
   }
-  struct tcp_pcb *pcb = tcp_new();
-  if (pcb == NULL) return;
   tcp_arg(pcb, stream);
   tcp_recv(pcb, on_received);
   tcp_sent(pcb, on_sent);
   tcp_err(pcb, on_error);
   tcp_nagle_disable(pcb);
-  *stream = (struct lwip_stream){.pcb = pcb, .state = NET_CONNECTING};
-  if (tcp_connect(pcb, &address, path->port, on_connected) != ERR_OK) {
+  tcp_bind_netif(pcb, &interfaces[interface]);
+  stream->pcb = pcb;
+  stream->interface = interface;
+  if (tcp_connect(pcb, &server, stream->path->port, on_connected) != ERR_OK) {
     // No route. The firmware tries again.
     tcp_err(pcb, NULL); // nothing was sent: nobody hears of it
     tcp_abort(pcb);
@@ -127,13 +165,43 @@ static void connect_stream(struct lwip_stream *stream) {
   }
 }
 
-/// While no interface has a link and an address, the stream waits for one: at power-on that takes a moment, and a failure for the log
-/// and a back-off would make it longer. The firmware's own time-out ends the waiting.
+static void cut(struct lwip_stream *stream) {
+  tcp_err(stream->pcb, NULL); // we know
+  tcp_abort(stream->pcb);
+  stream->pcb = NULL;
+  news = true;
+}
+
+/// Puts a stream on the interface that leads to its server, if it is not there yet, or ends it if only another path leads to one.
+static void move_stream(struct lwip_stream *stream) {
+  if (stream->path == NULL || stream->ended) return;
+  const bool is_open = stream->state == NET_OPEN;
+  if (is_open && is_usable(&interfaces[stream->interface])) return;
+  const int interface = route(stream->path);
+  if (!is_open && interface != NO_INTERFACE) {
+    if (interface == stream->interface) return;
+    if (stream->pcb != NULL) cut(stream);
+    connect_stream(stream, interface);
+    news = true;
+  } else if (interface != NO_INTERFACE || any_route()) {
+    if (is_open) runtime_log(LOG_WARNING, "network %d: its connection is given up, there is another way", stream->interface);
+    if (stream->pcb != NULL) cut(stream);
+    stream->ended = true;
+    news = true;
+  }
+}
+
 void transport_open(unsigned number, const struct net_path *path) {
   struct lwip_stream *stream = &streams[number];
+  ip4_addr_t address;
   transport_close(number);
-  *stream = (struct lwip_stream){.state = NET_CONNECTING, .waiting = path};
-  if (any_usable()) connect_stream(stream);
+  if (path->kind != PATH_TCP || !ip4addr_aton(path->address, &address)) {
+    runtime_log(LOG_WARNING, "network: \"%s\" is not an IPv4 address", path->address);
+    return;
+  }
+  // At power-on an address takes a moment: a failure for the log and a back-off would make it longer.
+  *stream = (struct lwip_stream){.state = NET_CONNECTING, .path = path, .interface = NO_INTERFACE};
+  move_stream(stream);
 }
 
 void transport_close(unsigned number) {
@@ -205,11 +273,7 @@ static err_t send_frame(struct netif *netif, struct pbuf *frame) {
   return ethernet_send(interface, frame) ? ERR_OK : ERR_MEM;
 }
 
-static bool is_usable(const struct netif *netif) {
-  return netif_is_link_up(netif) && !ip4_addr_isany(netif_ip4_addr(netif));
-}
-
-/// What no network covers goes out on the first interface that has a link and an address.
+/// What is no stream's (ICMP, resets) and no network covers goes out on the first interface that has a link and an address.
 static void choose_default(void) {
   if (netif_default != NULL && is_usable(netif_default)) return;
   for (unsigned i = 0; i < interface_count; i++) {
@@ -333,10 +397,7 @@ bool network_poll(void) {
   sys_check_timeouts();
   poll_links();
   for (unsigned i = 0; i < NET_STREAMS_MAX; i++) {
-    if (streams[i].waiting != NULL && any_usable()) {
-      connect_stream(&streams[i]);
-      news = true;
-    }
+    move_stream(&streams[i]);
     if (streams[i].pcb != NULL && streams[i].state == NET_OPEN) tcp_output(streams[i].pcb);
   }
   const bool had_news = news;

@@ -26,8 +26,8 @@ export interface QemuCardOptions extends RemoteCardOptions {
   program: string;
   /** A second firmware image, tried when the first one cannot run. */
   fallbackFirmware?: string;
-  /** Further lines of SPEC.md "Network paths": how the Ethernet ports get their addresses. */
-  interfaces?: string[];
+  /** Further lines of SPEC.md "Network paths": other paths, how the Ethernet ports get their addresses. */
+  networkLines?: string[];
   /** Two unix sockets that QEMU connects to, the card's port 0 to one and the network that it is otherwise on to the other: who listens
    * there is the switch between them (tests/boards/lan.ts). */
   lan?: { card: string; uplink: string };
@@ -122,7 +122,7 @@ export class QemuCard extends RemoteCard {
     const { privateKey, publicKey } = makeFirmwareKey();
     return buildFlashImage({
       settings: encodeSettings(options.settings),
-      network: `${await encodePath(await this.#guestPath(options.path), GATEWAYS[0])}${(options.interfaces ?? []).join('\n')}\n`,
+      network: `${await encodePath(await this.#guestPath(options.path), GATEWAYS[0])}${(options.networkLines ?? []).join('\n')}\n`,
       ethernetAddress,
       firmwareKeys: [publicKey],
       firmwares: firmwares.map((name, i) =>

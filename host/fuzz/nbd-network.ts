@@ -27,8 +27,10 @@ export class SimulatedNetwork implements ClientNetwork {
     this.#options = options;
   }
 
-  open(): void {
+  /** There is one path. */
+  open(_stream: number, path: number): void {
     this.close();
+    if (path > 0) return;
     this.opens += 1;
     this.cut = false;
     this.peer = this.#options.connect();

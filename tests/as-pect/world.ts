@@ -38,6 +38,7 @@ export class World {
   #log: { level: number; text: Buffer }[] = [];
   #settings = Buffer.alloc(0);
   #rings = 0;
+  #netPaths = 1;
   #streams = new Map<number, Stream>();
   #store = this.#blankStore();
 
@@ -76,7 +77,15 @@ export class World {
       net_open: (stream, path) => {
         const { opens, closes } = this.#stream(stream);
         const fresh = new Stream();
-        this.#streams.set(stream, Object.assign(fresh, { state: NET_CONNECTING, path, opens: opens + 1, closes }));
+        this.#streams.set(
+          stream,
+          Object.assign(fresh, {
+            state: path < this.#netPaths ? NET_CONNECTING : NET_CLOSED,
+            path,
+            opens: opens + 1,
+            closes,
+          }),
+        );
         return undefined;
       },
       net_close: (stream) => {
@@ -128,6 +137,7 @@ export class World {
         this.#settings = Buffer.alloc(0);
         this.#store = this.#blankStore();
         this.#rings = 0;
+        this.#netPaths = 1;
         this.#streams.clear();
         return undefined;
       },
@@ -152,6 +162,10 @@ export class World {
         return undefined;
       },
       frontEndRings: () => this.#rings,
+      setNetPaths: (count) => {
+        this.#netPaths = count >>> 0;
+        return undefined;
+      },
       setNetState: (stream, state) => {
         this.#stream(stream).state = state;
         return undefined;

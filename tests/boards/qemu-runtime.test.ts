@@ -44,7 +44,7 @@ before(async () => {
     firmware: FIRMWARE,
     settings: { ...DEFAULT_SETTINGS, exportName: IMAGE_NAME },
     path: await image.serveTcp(),
-    interfaces: ['interface 0 static 10.0.2.77/24 10.0.2.2', 'interface 1 dhcp'],
+    networkLines: ['interface 0 static 10.0.2.77/24 10.0.2.2', 'interface 1 dhcp'],
     qemuArguments: ['-gdb', `unix:${gdb},server=on,wait=off`],
   });
   card.onLog = (level, line) => log.push(`${level}: ${line}`);

@@ -56,6 +56,8 @@ export declare function frontEndRings(): u32;
 
 // Network: the spec is the peer of every stream
 
+/** How many network paths there are, 1 until the spec says otherwise: a stream on another is closed at once. */
+export declare function setNetPaths(count: u32): void;
 /** Sets what net_state() gives: after net_open() the stream is CONNECTING until the spec says OPEN or CLOSED. */
 export declare function setNetState(stream: u32, state: u32): void;
 /** Appends bytes to what the firmware can receive. */
