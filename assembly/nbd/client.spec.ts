@@ -165,6 +165,18 @@ describe('NBD on the wire', () => {
     expect(nbdUp()).toBe(true);
   });
 
+  it('notices a stream that ends behind what it receives', () => {
+    begin(false);
+    haggle();
+    nbdSetPiece(nbdRead(0x1000, 8), 0, MEMORY);
+    step();
+    deliverHex(0, '668e33ef'); // a reply that is cut off
+    setNetState(0, NetState.CLOSED);
+    expect(nbdStep()).toBe(true);
+    expect(nbdUp()).toBe(false);
+    expect(statistics.linkError).toBe(NbdError.TRUNCATED);
+  });
+
   it('takes the next network path when one fails, and stays on the one that works', () => {
     setNetPaths(2);
     begin(false);

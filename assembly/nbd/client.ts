@@ -266,12 +266,13 @@ export function nbdStep(): bool {
     if (placeMode() == PlaceMode.WAITING || left(sinceMs, waitMs) != 0) return false;
     open();
   }
-  const stream = net_state(STREAM);
-  if (link == Link.CONNECTING && stream == NetState.OPEN) setLink(Link.NEGOTIATING);
+  if (link == Link.CONNECTING && net_state(STREAM) == NetState.OPEN) setLink(Link.NEGOTIATING);
   if (link == Link.NEGOTIATING && negotiateStep() && accept()) setLink(Link.UP);
   if (link >= Link.UP) transmitStep();
+  // After what has been received: it may have been the last, and nothing else tells of the end.
+  const isClosed = net_state(STREAM) == NetState.CLOSED;
   if (link == Link.DISCONNECTING) disconnectStep();
-  if (failure() == NbdError.NONE && stream == NetState.CLOSED) failClosed();
+  if (failure() == NbdError.NONE && isClosed) failClosed();
   if (failure() == NbdError.NONE) watchSilence();
   if (patience > 0 && takeAnswered(silentType)) patience = 0;
   if (failure() != NbdError.NONE) drop();

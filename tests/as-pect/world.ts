@@ -11,6 +11,7 @@ type Imports = Record<string, (...args: number[]) => number | undefined>;
 /** NetState of assembly/imports.ts. */
 const NET_CLOSED = 0;
 const NET_CONNECTING = 1;
+const NET_OPEN = 2;
 
 /** The smallest that the firmware takes, and a little. */
 const STORE_SIZE = 17 << 20;
@@ -95,7 +96,11 @@ export class World {
         it.incoming = Buffer.alloc(0);
         return undefined;
       },
-      net_state: (stream) => this.#stream(stream).state,
+      // As the firmware's imports have it: what the peer sent before it closed can still be received.
+      net_state: (stream) => {
+        const { state, incoming } = this.#stream(stream);
+        return state === NET_CLOSED && incoming.length > 0 ? NET_OPEN : state;
+      },
       net_start_tls: (stream) => {
         const it = this.#stream(stream);
         it.state = NET_CONNECTING;
