@@ -162,7 +162,10 @@ export async function buildZynq(root: string, options: ZynqBuild): Promise<boole
       sources: [
         // Interrupt handlers save no floating point registers: no driver may touch them.
         { files: listC(zynq), flags: [...includes, ...WARNINGS, '-mgeneral-regs-only'] },
-        { files: [join(runtime, 'transport_lwip.c')], flags: [...includes, ...WARNINGS] },
+        {
+          files: [join(runtime, 'transport_lwip.c'), join(runtime, 'syslog_lwip.c')],
+          flags: [...includes, ...WARNINGS],
+        },
         ...common.sources,
         {
           files: [

@@ -5,6 +5,7 @@
 static struct net_path paths[NET_PATHS_MAX];
 static unsigned path_count;
 static struct net_interface interfaces[NET_INTERFACES_MAX];
+static struct net_log log_server;
 
 enum { WORDS_MAX = 6 };
 
@@ -75,6 +76,9 @@ static bool parse_ipv4(struct word word, uint8_t address[4]) {
   return word.length == 0;
 }
 
+/// 0, 127 and everything from 224 on are no host's addresses.
+static bool is_host(const uint8_t address[4]) { return address[0] != 0 && address[0] != 127 && address[0] < 224; }
+
 static bool parse_interface(const struct word *words, unsigned count) {
   uint32_t number;
   if (count < 3 || !parse_number(words[1], 0, NET_INTERFACES_MAX - 1, &number)) return false;
@@ -85,14 +89,17 @@ static bool parse_interface(const struct word *words, unsigned count) {
     parsed.is_static = true;
     if (!parse_ipv4(take_part(&rest, '/'), parsed.address) || !parse_number(rest, 1, 30, &prefix)) return false;
     parsed.prefix = prefix;
-    // 0, 127 and everything from 224 on are no host's addresses.
-    if (parsed.address[0] == 0 || parsed.address[0] == 127 || parsed.address[0] >= 224) return false;
+    if (!is_host(parsed.address)) return false;
     if (count == 5 && !parse_ipv4(words[4], parsed.gateway)) return false;
   } else if (!word_is(words[2], "dhcp") || count != 3) {
     return false;
   }
   interfaces[number] = parsed;
   return true;
+}
+
+static bool parse_log(const struct word *words, unsigned count) {
+  return count == 3 && parse_ipv4(words[1], log_server.address) && is_host(log_server.address) && parse_port(words[2], &log_server.port);
 }
 
 static int hex_digit(char character) {
@@ -137,6 +144,7 @@ static bool parse_line(const struct word *words, unsigned count, struct net_path
 unsigned paths_parse(const char *text, size_t length) {
   path_count = 0;
   memset(interfaces, 0, sizeof interfaces);
+  memset(&log_server, 0, sizeof log_server);
   unsigned line_number = 0;
   for (size_t at = 0; at < length;) {
     const char *end = memchr(text + at, '\n', length - at);
@@ -150,6 +158,10 @@ unsigned paths_parse(const char *text, size_t length) {
       if (!parse_interface(words, count)) return line_number;
       continue;
     }
+    if (count <= WORDS_MAX && word_is(words[0], "log")) {
+      if (!parse_log(words, count)) return line_number;
+      continue;
+    }
     if (count > WORDS_MAX || path_count == NET_PATHS_MAX) return line_number;
     if (!parse_line(words, count, &paths[path_count])) return line_number;
     path_count++;
@@ -159,3 +171,4 @@ unsigned paths_parse(const char *text, size_t length) {
 
 const struct net_path *paths_get(unsigned index) { return index < path_count ? &paths[index] : NULL; }
 const struct net_interface *paths_interface(unsigned index) { return &interfaces[index]; }
+const struct net_log *paths_log(void) { return &log_server; }

@@ -12,6 +12,10 @@
 //   interface N dhcp
 //   interface N static ADDRESS/PREFIX [GATEWAY]
 //
+// and where warnings and errors go, as syslog datagrams:
+//
+//   log ADDRESS PORT
+//
 // Empty lines and lines that start with # mean nothing.
 #ifndef RIBBON_PATHS_H
 #define RIBBON_PATHS_H
@@ -38,11 +42,17 @@ struct net_interface {
   unsigned prefix;                // bits of the network, 1 to 30
 };
 
+struct net_log {
+  uint8_t address[4]; // as it is written
+  uint16_t port;      // 0: there is none
+};
+
 /// Reads the text and replaces the table. Returns 0, or the number of the first line that is wrong.
 unsigned paths_parse(const char *text, size_t length);
 /// NULL when there is no path of that number.
 const struct net_path *paths_get(unsigned index);
 /// How interface `index` (below NET_INTERFACES_MAX) gets its address.
 const struct net_interface *paths_interface(unsigned index);
+const struct net_log *paths_log(void);
 
 #endif

@@ -20,6 +20,7 @@
 #include "board.h"
 #include "net.h"
 #include "runtime.h"
+#include "syslog.h"
 #include "transport.h"
 
 /// How often the PHYs are asked for their link.
@@ -115,15 +116,15 @@ static bool is_usable(const struct netif *netif) {
   return netif_is_link_up(netif) && !ip4_addr_isany(netif_ip4_addr(netif));
 }
 
-/// The interface that leads to the path's server: the one whose network it is in, or else the first with a gateway. What is in the network
-/// of an interface without a link is not looked for behind the gateway of another.
-static int route(const struct net_path *path) {
-  ip4_addr_t server;
+/// The one whose network the address is in, or else the first with a gateway. What is in the network of an interface without a link is not
+/// looked for behind the gateway of another.
+int network_route(const uint8_t wanted[4]) {
+  ip4_addr_t address;
   bool is_near = false;
-  if (path->kind != PATH_TCP || !ip4addr_aton(path->address, &server)) return NO_INTERFACE;
+  memcpy(&address.addr, wanted, 4); // both as on the wire
   for (unsigned i = 0; i < interface_count; i++) {
     const struct netif *netif = &interfaces[i];
-    if (ip4_addr_isany(netif_ip4_addr(netif)) || !ip4_addr_netcmp(&server, netif_ip4_addr(netif), netif_ip4_netmask(netif))) continue;
+    if (ip4_addr_isany(netif_ip4_addr(netif)) || !ip4_addr_netcmp(&address, netif_ip4_addr(netif), netif_ip4_netmask(netif))) continue;
     if (is_usable(netif)) return (int)i;
     is_near = true;
   }
@@ -131,6 +132,15 @@ static int route(const struct net_path *path) {
     if (is_usable(&interfaces[i]) && !ip4_addr_isany(netif_ip4_gw(&interfaces[i]))) return (int)i;
   }
   return NO_INTERFACE;
+}
+
+struct netif *network_interface(unsigned interface) { return &interfaces[interface]; }
+
+/// The interface that leads to the path's server.
+static int route(const struct net_path *path) {
+  ip4_addr_t server;
+  if (path->kind != PATH_TCP || !ip4addr_aton(path->address, &server)) return NO_INTERFACE;
+  return network_route((const uint8_t *)&server.addr);
 }
 
 static bool any_route(void) {
@@ -396,6 +406,7 @@ bool network_poll(void) {
   }
   sys_check_timeouts();
   poll_links();
+  syslog_poll();
   for (unsigned i = 0; i < NET_STREAMS_MAX; i++) {
     move_stream(&streams[i]);
     if (streams[i].pcb != NULL && streams[i].state == NET_OPEN) tcp_output(streams[i].pcb);

@@ -7,6 +7,7 @@
 
 #include "paths.h"
 
+struct netif;
 struct pbuf;
 
 enum { NETWORK_INTERFACES_MAX = NET_INTERFACES_MAX };
@@ -17,6 +18,10 @@ void network_init(unsigned count);
 bool network_poll(void);
 /// Milliseconds until network_poll() has something to do by itself.
 uint32_t network_timeout_ms(void);
+
+/// The interface that leads to an IPv4 address, below 0 when none does at the moment.
+int network_route(const uint8_t address[4]);
+struct netif *network_interface(unsigned interface);
 
 // The driver's part.
 

@@ -20,6 +20,7 @@
 #include "runtime.h"
 #include "shared_memory.h"
 #include "store_sd.h"
+#include "syslog.h"
 #include "timer.h"
 #include "transport_lwip.h"
 #include "uart.h"
@@ -55,6 +56,7 @@ void board_log(enum log_level level, const char *text, size_t length) {
   console_write(": ", 2);
   for (size_t i = 0; i < length; i++) console_write(text[i] == '\n' || text[i] == '\r' ? " " : &text[i], 1);
   console_write("\r\n", 2);
+  syslog_add(level, text, length);
 }
 
 // Chance. A Zynq has no generator of its own. Three sources, each of which would do if the others failed:
@@ -207,9 +209,11 @@ static _Noreturn void reset(void) {
 
 _Noreturn void board_halt(const char *why) {
   runtime_log(LOG_ERROR, "halted: %s; reset in %d s", why, HALT_MS / 1000);
-  for (unsigned ms = 0; ms < HALT_MS; ms += 100) {
+  const uint32_t start_ms = timer_ms();
+  while (timer_ms() - start_ms < HALT_MS) {
     watchdog_feed();
-    timer_delay_us(100000);
+    network_poll(); // the log server hears of it, if there is one
+    timer_delay_us(1000);
   }
   reset();
 }

@@ -31,6 +31,7 @@ const TAKEN = [
   'interface 0 static 10.1.2.3/8 10.0.0.1\ntcp 10.0.0.1 10809',
   'interface 0 static 10.1.2.3/30 0.0.0.0\ninterface 0 dhcp\n',
   'tcp a 1\ntcp b 2\ntcp c 3\ntcp d 4\n',
+  'tcp 10.0.0.1 10809\nlog 10.0.0.9 514\n',
 ];
 const WRONG: [string, number][] = [
   ['tcp 10.0.0.1\n', 1],
@@ -41,6 +42,11 @@ const WRONG: [string, number][] = [
   [`# one\ntcp 10.0.0.1 1 psk card ${KEY}0\n`, 2],
   [`tcp 10.0.0.1 1 psk card ${KEY} more\n`, 1],
   ['udp 10.0.0.1 1\n', 1],
+  ['log 10.0.0.1\n', 1],
+  ['log 10.0.0.1 0\n', 1],
+  ['log 255.255.255.255 514\n', 1],
+  ['log loghost 514\n', 1],
+  ['log 10.0.0.1 514 more\n', 1],
   ['interface\n', 1],
   ['interface 0\n', 1],
   ['interface 2 dhcp\n', 1],

@@ -2,6 +2,8 @@
 // slots that are damaged.
 
 import assert from 'node:assert/strict';
+import { createSocket } from 'node:dgram';
+import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { before, test } from 'node:test';
 import { encodeFirmwarePackage, FIRMWARE_HEAD_SIZE, makeFirmwareKey } from '../../host/card/firmware-package.js';
@@ -9,6 +11,7 @@ import { FLASH_FIRMWARE_OFFSET, FLASH_FIRMWARE_SLOT_SIZE } from '../../host/card
 import { QemuCard } from '../../host/card/qemu.js';
 import { DEFAULT_SETTINGS } from '../../host/card/settings.js';
 import { Cable } from '../../host/front-end/cable.js';
+import { Register, STATUS_BSY } from '../../host/front-end/front-end.js';
 import { buildQemuCard, FIRMWARE, qemuCard } from './builds.js';
 import { IMAGE_NAME, pattern, TestImage } from './image.js';
 import { assemble, REFUSED, TRAPPING } from './modules.js';
@@ -72,15 +75,20 @@ test("a stranger's firmware is not run; the other image runs", async () => {
   );
 });
 
-test('both slots damaged: the card says so on its console, and resets to try again', async () => {
+test('both slots damaged: the card says so on its console and to its log server, keeps the PC with BSY, and resets to try again', async () => {
   const image = new TestImage(16_384);
   const log: string[] = [];
+  const received: string[] = [];
+  const logServer = createSocket('udp4').on('message', (datagram) => received.push(datagram.toString()));
+  logServer.bind(0, '127.0.0.1');
+  await once(logServer, 'listening');
   const card = new QemuCard({
     program: qemuCard('aot'),
     firmware: FIRMWARE,
     fallbackFirmware: FIRMWARE,
     settings: { ...DEFAULT_SETTINGS, exportName: IMAGE_NAME },
     path: await image.serveTcp(),
+    networkLines: [`log 10.0.2.2 ${logServer.address().port}`],
     prepareFlash: (flash) => {
       flash[FLASH_FIRMWARE_OFFSET + 5000] ^= 1;
       flash[FLASH_FIRMWARE_OFFSET + FLASH_FIRMWARE_SLOT_SIZE + FIRMWARE_HEAD_SIZE] ^= 0x80;
@@ -91,17 +99,30 @@ test('both slots damaged: the card says so on its console, and resets to try aga
     () => assert.fail('a card without firmware has started'),
     () => {},
   );
+  const cable = new Cable([card.frontEnd]);
   try {
-    const count = (pattern: RegExp): number => log.filter((line) => pattern.test(line)).length;
+    const count = (lines: string[], pattern: RegExp): number => lines.filter((line) => pattern.test(line)).length;
     const deadline = Date.now() + 60_000;
-    while (count(/^info: board:/) < 2 && Date.now() < deadline) await new Promise((done) => setTimeout(done, 50));
-    assert.ok(count(/firmware slot 0: damaged/) >= 1, log.join('\n'));
-    assert.ok(count(/firmware slot 1: damaged/) >= 1, log.join('\n'));
-    assert.ok(count(/^error: halted: there is no firmware/) >= 1, log.join('\n'));
-    assert.equal(count(/^info: board:/), 2, 'it did not reset');
+    while (count(log, /^info: board:/) < 2 && Date.now() < deadline) {
+      cable.writeRegister(Register.COMMAND, 0x20); // READ SECTORS
+      assert.equal(cable.readAlternateStatus() & STATUS_BSY, STATUS_BSY);
+      assert.equal(cable.dataBlock(), null);
+      await new Promise((done) => setTimeout(done, 50));
+    }
+    assert.ok(count(log, /firmware slot 0: damaged/) >= 1, log.join('\n'));
+    assert.ok(count(log, /firmware slot 1: damaged/) >= 1, log.join('\n'));
+    assert.ok(count(log, /^error: halted: there is no firmware/) >= 1, log.join('\n'));
+    assert.equal(count(log, /^info: board:/), 2, 'it did not reset');
+    for (const text of ['firmware slot 0: damaged', 'firmware slot 1: damaged', 'halted: there is no firmware']) {
+      assert.ok(
+        count(received, new RegExp(`^<13[12]>1 - ribbon-02[0-9a-f]{10} card - - - ${text}`)) >= 1,
+        received.join('\n'),
+      );
+    }
   } finally {
     await card.stop(0);
     await started;
+    logServer.close();
     await image.close();
   }
 });
