@@ -72,16 +72,16 @@ function begin(lba: u64, sectors: u32): void {
 /** Starts to read: `takeRead()` gives the chunks. */
 export function beginRead(lba: u64, sectors: u32): void {
   begin(lba, sectors);
-  request();
+  request(false);
 }
 
-function request(): void {
+function request(more: bool): void {
   half ^= 1;
   requestLba = nextLba;
   requestSectors = min(left, CHUNK_SECTORS);
   nextLba += requestSectors;
   left -= requestSectors;
-  volumeRead(requestLba, requestSectors, DATA_BUFFER + half * DATA_BUFFER_HALF_SIZE);
+  volumeRead(requestLba, requestSectors, DATA_BUFFER + half * DATA_BUFFER_HALF_SIZE, more);
   if (left > 0) volumePrefetch(nextLba, min(left, CHUNK_SECTORS));
 }
 
@@ -94,7 +94,7 @@ export function takeRead(): TransferState {
   volumeIdle();
   chunkAt = half * DATA_BUFFER_HALF_SIZE;
   chunkSectors = requestSectors;
-  if (left > 0) request();
+  if (left > 0) request(true);
   return TransferState.READY;
 }
 

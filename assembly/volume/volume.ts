@@ -119,7 +119,8 @@ let requestCount: u32 = 0;
 let requestMemory: usize = 0;
 let requestMore: bool = false;
 let requestStartedMs: u32 = 0;
-/** How long the PC's command has waited for room in the log, in earlier pieces: the PC counts from its beginning. */
+/** How long the PC's command has waited in earlier pieces for room in the log, or for a server out of reach: the PC counts from
+ * its beginning. */
 let stalledMs: u32 = 0;
 /** First block that is not copied yet. */
 let cursor: u32 = 0;
@@ -213,9 +214,12 @@ export function volumeCancel(): void {
   operation = Operation.NONE;
 }
 
-/** Reads `count` sectors from `lba` to `target`. The range must lie inside the volume. */
-export function volumeRead(lba: u64, count: u32, target: usize): void {
+/** Reads `count` sectors from `lba` to `target`. The range must lie inside the volume. `more`: the PC's command goes on with this
+ * call. */
+export function volumeRead(lba: u64, count: u32, target: usize, more: bool): void {
   begin(Operation.READ, lba, count, target);
+  if (!more) stalledMs = 0;
+  requestStalls = false;
   cursor = requestLba / SECTORS_PER_BLOCK;
   cursorAlone = false;
   cursorMissed = false;
@@ -252,7 +256,7 @@ export function volumeTimeoutMs(): u32 {
   const isRead = operation == Operation.READ;
   let waited = nowMs - requestStartedMs;
   if (isRead && nbdUp()) waited = min(waited, nbdSilentMs());
-  if (operation == Operation.WRITE_WAITING || operation == Operation.WRITE) waited += stalledMs;
+  if (operation != Operation.FLUSH) waited += stalledMs;
   const limit = isRead ? settings.offlineReadTimeoutMs : writeStallMs();
   return waited >= limit ? 0 : limit - waited;
 }
@@ -264,6 +268,7 @@ export function volumeStep(): bool {
   if (fetchesActive > 0) progressed = finishFetches() || progressed;
   if (state != VolumeState.PENDING) return progressed;
   if (operation == Operation.READ) {
+    requestStalls = requestStalls || !nbdUp();
     if (copyBlocks()) progressed = true;
     if (state == VolumeState.PENDING) bring(cursor, lastBlock(requestLba, requestCount) + 1);
   } else if (operation == Operation.WRITE_WAITING) {
@@ -326,6 +331,10 @@ function begin(what: Operation, lba: u64, count: u32, address: usize): void {
 }
 
 function finish(result: VolumeState): bool {
+  if (operation == Operation.READ) {
+    if (requestStalls) stalledMs += nowMs - requestStartedMs;
+    requestStalls = false;
+  }
   state = result;
   operation = Operation.NONE;
   return true;
@@ -661,7 +670,7 @@ function updateCache(i: u32): void {
   cacheTouch(slot);
 }
 
-/** The write that waits has found the log full. */
+/** The write that waits has found the log full; the read, the server out of reach. */
 let requestStalls: bool = false;
 
 /** The PC cannot wait any longer: for the server, or for room in the log. */
