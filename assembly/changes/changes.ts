@@ -23,6 +23,7 @@ import {
   forgetBegin,
   forgetBlock,
   forgetCached,
+  forgetCleanSectors,
   forgetEnd,
   forgetEverything,
   forgetMark,
@@ -211,7 +212,9 @@ function plain(): void {
   }
   if (plainServer() == PlainServer.VERIFY) {
     for (let row: u32 = 0; row < tableRows(); row++) {
-      if (rowIs(row, ROW_LIVE) && rowDirty(row) == 0) addRowFlags(row, ROW_UNVERIFIED);
+      if (!rowIs(row, ROW_LIVE)) continue;
+      if (rowDirty(row) == 0) addRowFlags(row, ROW_UNVERIFIED);
+      else forgetCleanSectors(row);
     }
     forgetCached(0, 0xfffffffe);
   }

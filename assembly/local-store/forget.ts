@@ -6,7 +6,18 @@
 
 import { cacheFind, cacheSetEmpty, cacheSetStale, cacheSlots, cacheState, cacheTag, SlotState } from '../cache/cache';
 import { statistics } from '../statistics';
-import { NO_ROW, ROW_LIVE, rowDirty, rowIs, rowKey, tableFind, tableRemove, tableRows } from './block-table';
+import {
+  NO_ROW,
+  ROW_LIVE,
+  rowDirty,
+  rowIs,
+  rowKey,
+  rowValid,
+  setRowValid,
+  tableFind,
+  tableRemove,
+  tableRows,
+} from './block-table';
 import { RECORD_ENTRIES_MAX, RECORD_FORGETS, RecordKind } from './format';
 import { SEGMENTS_RESERVED } from './reclaim';
 import {
@@ -99,7 +110,9 @@ export function forgetEverything(): bool {
   if (!forgetBegin()) return false;
   wholesale = true;
   for (let row: u32 = 0; row < tableRows(); row++) {
-    if (!rowIs(row, ROW_LIVE) || rowDirty(row) != 0) continue;
+    if (!rowIs(row, ROW_LIVE)) continue;
+    forgetCleanSectors(row);
+    if (rowDirty(row) != 0) continue;
     tableRemove(rowKey(row));
     statistics.blocksForgotten += 1;
   }
@@ -107,6 +120,11 @@ export function forgetEverything(): bool {
   forgetCached(0, 0xfffffffe);
   forgetEnd();
   return true;
+}
+
+/** Of a block that the PC has written in part the rest counts no longer. */
+export function forgetCleanSectors(row: u32): void {
+  setRowValid(row, rowValid(row) & rowDirty(row));
 }
 
 /** A record that says what is known now; its number, 0 when that must wait. What was forgotten is on the store when it is. */
