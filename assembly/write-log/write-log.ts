@@ -430,8 +430,13 @@ function closeWhenDue(): bool {
     return false;
   const due = closeWanted || lagMs() >= settings.epochAgeMs || statistics.lagBytes >= <u64>settings.epochSizeBytes;
   if (!due) return false;
-  if (statistics.lagBytes > <u64>settings.epochSizeBytes) closeAtSize();
-  else closeAtHead();
+  if (statistics.lagBytes > <u64>settings.epochSizeBytes) {
+    closeAtSize();
+  } else {
+    // No backlog: the next one begins with small epochs again.
+    catchUpBytes = settings.epochSizeBytes;
+    closeAtHead();
+  }
   return true;
 }
 

@@ -101,4 +101,56 @@ describe('local store', () => {
     rig.store.holdFlushes = true;
     assert.equal(rig.write(200, 8).failed, false);
   });
+
+  it('a long read gives up after its time-out, though the server comes and goes meanwhile', () => {
+    const rig = new StoreRig({ sectors: 20_000, latencyMs: 20 });
+    rig.powerOn();
+    const flap = (): void => {
+      if (rig.card.statistics().linkState === 'up') rig.world.breakLinks();
+      rig.world.after(300, flap);
+    };
+    flap();
+    const startedMs = rig.world.nowMs;
+    assert.equal(rig.read(0, 20_000).failed, true);
+    // 20 s for all of its pieces together, and a piece that was on its way; the PC gives up after 30.
+    assert.ok(rig.world.nowMs - startedMs < 25_000, `${rig.world.nowMs - startedMs} ms`);
+  });
+
+  it('each backlog begins with a small epoch: what has been sent before does not make it larger', () => {
+    const rig = new StoreRig({ settings: { epochSizeBytes: 64 << 10, epochAgeMs: 20 } });
+    rig.powerOn();
+    for (let i = 0; i < 20; i++) {
+      rig.write(i, 1);
+      rig.drain();
+    }
+    rig.setReachable(false);
+    for (let i = 0; i < 30; i++) rig.write(i * 130, 128);
+    const before = rig.disk.commitsDone;
+    rig.setReachable(true);
+    rig.drain();
+    // 30 times 64 KiB, in epochs of 2, 4, 8 and 16 times 64 KiB.
+    assert.equal(rig.disk.commitsDone - before, 4);
+  });
+
+  for (const plainServer of ['verify', 'drop'] as const) {
+    it(`plain server, "${plainServer}": of a block that was written in part the rest is fetched again`, () => {
+      const rig = new StoreRig({ settings: { plainServer } });
+      rig.powerOn();
+      rig.read(0, 16);
+      rig.drain();
+      rig.setReachable(false);
+      rig.write(2, 1);
+      // Somebody else writes the rest of the block.
+      const changed = rig.history
+        .base()
+        .subarray(0, 8 * 512)
+        .fill(7);
+      changed.copy(rig.disk.image, 0, 0, 512);
+      rig.setReachable(true);
+      rig.until(() => rig.card.statistics().linkState === 'up');
+      const { data, failed } = rig.read(0, 1);
+      assert.equal(failed, false);
+      assert.deepEqual(data, changed.subarray(0, 512));
+    });
+  }
 });
