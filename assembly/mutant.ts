@@ -63,6 +63,6 @@ export enum Mutant {
   RESEND_COMMITTED = 27,
   /** What was forgotten comes back with the next power-on. */
   FORGET_NOTHING = 28,
-  /** What was given up comes back with the next power-on. */
-  OLD_TAIL_RETURNS = 29,
+  /** A command that a power-on has undone comes back with the next one. */
+  VOID_RETURNS = 29,
 }

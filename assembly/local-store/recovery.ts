@@ -508,7 +508,7 @@ function replayDamaged(segment: u64): void {
 function build(): void {
   if (tail + superblock.segments <= head) tail = head - superblock.segments + 1;
   // What was given up may have been changed by others since, and nothing says so.
-  if (MUTANT != Mutant.OLD_TAIL_RETURNS) tail = min(max(tail, replayTail), head);
+  tail = min(max(tail, replayTail), head);
   for (let place: u32 = 0; place < superblock.segments; place++) {
     if (!inWindow(place)) clearSegmentRows(place);
   }
@@ -596,7 +596,7 @@ function findVoid(): bool {
       if ((flags & RECORD_BEGINS) != 0 || open == 0) open = walkSequence;
       if ((flags & RECORD_ENDS) != 0) open = 0;
     } else if (kind == RecordKind.MARK && (flags & RECORD_VOIDS) != 0) {
-      if (open != 0) voidRange(open, walkSequence);
+      if (open != 0 && MUTANT != Mutant.VOID_RETURNS) voidRange(open, walkSequence);
       open = 0;
     }
   }

@@ -143,6 +143,32 @@ export function recordChecksum(header: Buffer, i: number): number {
   return header.readUInt32LE(RECORD_ENTRIES_AT + i * ROW_SIZE + 4);
 }
 
+/** What a record says of one of its data blocks. */
+export interface Entry {
+  /** Image block. */
+  block: number;
+  valid: number;
+  dirty: number;
+  /** Sectors that are not valid are lost. */
+  lost: boolean;
+}
+
+export function decodeEntry(header: Buffer, i: number): Entry {
+  const at = RECORD_ENTRIES_AT + i * ROW_SIZE;
+  return {
+    block: header.readUInt32LE(at),
+    valid: header[at + 8],
+    dirty: header[at + 9],
+    lost: (header[at + 10] & 1) !== 0,
+  };
+}
+
+/** A header, whatever store and segment it belongs to; null when the block is none. */
+export function decodeAnyRecord(block: Buffer): RecordHeader | null {
+  if (block.readUInt32LE(0) !== RECORD_MAGIC) return null;
+  return decodeRecord(block, id(block, 16), number(block, 24));
+}
+
 export interface Summary extends Progress {
   segment: number;
   firstRecord: number;

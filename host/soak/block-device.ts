@@ -13,7 +13,7 @@
 //   failed write   ends with an error, and is there or not                     } nothing: it is repeated. Three in a row of
 //   failed flush   ends with an error, and what it was for is not durable      } one operation: the store takes no more writes
 //
-// The device remembers which blocks it has damaged, so that a checker can tell what was forced.
+// The device remembers which blocks it has damaged, so that a checker can tell what was forced (store-damage.ts).
 
 import type { Random } from '../fuzz/random.js';
 import { MS, SECOND, type Timer, type World } from './world.js';
@@ -61,6 +61,15 @@ export interface BlockDeviceSettings {
   faults: BlockDeviceFaults;
 }
 
+/** Who follows what is written. */
+export interface DeviceWatcher {
+  /** A write ends well, whatever becomes of it; before anything of it is there. */
+  wrote(block: number, data: Uint8Array): void;
+  /** A flush has ended; one that has failed has dropped what it was for. */
+  flushed(failed: boolean): void;
+  powerCut(): void;
+}
+
 interface Write {
   block: number;
   data: Uint8Array;
@@ -76,18 +85,21 @@ export class SimulatedBlockDevice {
   onCut: () => void = () => {};
   /** Blocks whose content is not what was written to them last, by this device's own fault. */
   readonly damaged = new Set<number>();
+  watcher: DeviceWatcher | null = null;
   readonly faultCounts: Record<keyof BlockDeviceFaults, number> = { ...NO_FAULTS };
   readonly #world: World;
   readonly #settings: BlockDeviceSettings;
   readonly #random: Random;
   /** What a read gives. */
   readonly #content = new Map<number, Uint8Array>();
+  /** What a read must give. */
+  readonly #meant = new Map<number, Uint8Array>();
   /** What a power cut cannot take. */
   readonly #durable = new Map<number, Uint8Array>();
   readonly #unreadable = new Set<number>();
   /** Writes that have ended since the last flush began, and those before it until it has ended. */
   #unflushed: Write[] = [];
-  #underWay: Write | null = null;
+  #underWay: BlockOperation | null = null;
   /** Operations wait here: the device does one at a time. */
   #queue: BlockOperation[] = [];
   #timer: Timer | null = null;
@@ -100,12 +112,6 @@ export class SimulatedBlockDevice {
     this.blocks = settings.blocks;
   }
 
-  /** True when anything that was stored may have been changed by the device itself. */
-  get hasDamaged(): boolean {
-    const { lostWrite, misdirectedWrite, bitRot, readError } = this.faultCounts;
-    return lostWrite + misdirectedWrite + bitRot + readError > 0;
-  }
-
   start(operation: BlockOperation): void {
     if (this.#dead) return;
     this.#queue.push(operation);
@@ -116,7 +122,7 @@ export class SimulatedBlockDevice {
     const operation = this.#queue[0];
     if (operation === undefined) return;
     this.operations += 1;
-    if (operation.kind === 'write') this.#underWay = { block: operation.block, data: operation.memory.slice() };
+    if (operation.kind === 'write') this.#underWay = operation;
     if (this.operations >= this.cutAt) {
       this.#dead = true;
       this.onCut();
@@ -165,10 +171,12 @@ export class SimulatedBlockDevice {
         if (this.#happens('failedFlush', this.#settings.faults.failedFlush)) {
           // As with Linux's page cache: what could not be written is forgotten, and the next flush succeeds.
           this.#unflushed = [];
+          this.watcher?.flushed(true);
           return true;
         }
         for (const write of this.#unflushed) eachBlock(write, (at, data) => this.#durable.set(at, data));
         this.#unflushed = [];
+        this.watcher?.flushed(false);
         return false;
       case 'trim':
         return false;
@@ -178,6 +186,8 @@ export class SimulatedBlockDevice {
   #write(block: number, memory: Uint8Array): void {
     const { faults } = this.#settings;
     const write = { block, data: memory.slice() };
+    this.watcher?.wrote(block, write.data);
+    eachBlock(write, (at, data) => this.#meant.set(at, data));
     const count = memory.length / STORE_BLOCK_SIZE;
     if (this.#happens('lostWrite', faults.lostWrite)) {
       for (let i = 0; i < count; i++) this.damaged.add(block + i);
@@ -230,9 +240,11 @@ export class SimulatedBlockDevice {
     this.#timer = null;
     this.#queue = [];
     const touched = [...this.#unflushed];
-    if (this.#underWay !== null) touched.push(this.#underWay);
+    // Its memory is as it was: the card is off.
+    if (this.#underWay !== null) touched.push({ block: this.#underWay.block, data: this.#underWay.memory.slice() });
     this.#unflushed = [];
     this.#underWay = null;
+    this.watcher?.powerCut();
     // Devices write in any order: of two writes to one place the earlier may win.
     for (const { block, data } of this.#random.shuffle(touched)) {
       const odds = this.#random.pick([0, 0.1, 0.5, 0.9, 1]);
@@ -242,8 +254,18 @@ export class SimulatedBlockDevice {
     }
     this.#content.clear();
     for (const [block, data] of this.#durable) this.#content.set(block, data);
+    this.#settleDamage();
     this.#dead = false;
     this.cutAt = Number.POSITIVE_INFINITY;
+  }
+
+  /** The power cut may have taken what had damaged a block, too. */
+  #settleDamage(): void {
+    for (const block of this.damaged) {
+      const meant = this.#meant.get(block);
+      if (this.#unreadable.has(block) || meant === undefined) continue;
+      if (Buffer.compare(meant, this.#content.get(block) ?? ZERO) === 0) this.damaged.delete(block);
+    }
   }
 
   #settleSector(first: number, data: Uint8Array, at: number): void {

@@ -15,12 +15,14 @@
 //
 // Every sector says which command wrote it (content.ts), so a generation tells by itself how far it goes.
 //
-// A write that failed, was cut short or was under way at a power cut may have been done up to any sector: its `min` and `max`
-// bound how far, and every later observation narrows them. Two observations that contradict each other are a violation.
+// A write that failed or was cut short by the PC may have been done up to any sector: its `min` and `max` bound how far, and every
+// later observation narrows them. One that was under way at a power cut is done or not. Two observations that contradict each
+// other are a violation.
 
 import type { AcknowledgementPoint } from '../card/settings.js';
 import { commandOf, describeSector, isSector, SECTOR_SIZE, WORDS, wordsOf } from './content.js';
 import { BLOCK, type Blocks, type StoreWatcher } from './memory-store.js';
+import type { LostCommand } from './store-damage.js';
 import { MS, Violation, type World } from './world.js';
 
 const BLOCK_SECTORS = BLOCK / SECTOR_SIZE;
@@ -46,6 +48,8 @@ interface WriteCommand {
   /** Sectors that are done at least, and at most. */
   min: number;
   max: number;
+  /** The power went while it was under way, so it is there as a whole or not at all. */
+  whole: boolean;
   acknowledgedUs: number;
   /** The PC did not write this: an administrator did, and this generation holds it. */
   administrator: number;
@@ -65,6 +69,7 @@ interface Change {
 
 export class Checker implements StoreWatcher {
   generations = 0;
+  #newestGeneration = 0;
   sectorsChecked = 0;
   powerCuts = 0;
   /** Writes that power cuts were allowed to take. */
@@ -88,12 +93,16 @@ export class Checker implements StoreWatcher {
   readonly #isDirty: Uint8Array;
   /** The newest command that was done when the PC was last told that everything is safe. */
   #safe = 0;
-  /** True when the local store has damaged something that it had stored. Set by the run. */
-  storeDamaged: () => boolean = () => false;
-  /** The card has started from a store that had damaged something: what was at its end may be missing without a trace, and
-   * what the image server has of it is done again differently. From then on only this counts: every sector, read or
-   * committed, is whole and is what some command wrote there. */
-  #lenient = false;
+  /** The card has made a generation. */
+  onCommitted: () => void = () => {};
+  /** May the image server refuse the card, because its store has damaged what it knows it by? Set by the run. */
+  mayBeRefused: () => boolean = () => false;
+  /** Sectors that the image server has and the card's log has lost, unless a command after this number has written them: the
+   * card may show, and a plain image server may get again, what an earlier command had written. */
+  readonly #loose = new Map<number, number>();
+  /** A server that knows cards has told by then what is outdated. */
+  #looseUntil = 0;
+  readonly #serverKnowsCards: boolean;
   /** The card reports its lag since then; not while it starts. */
   #reportsSinceUs = Number.POSITIVE_INFINITY;
   /** Changes of administrators, the oldest first, since the card's base. */
@@ -108,8 +117,10 @@ export class Checker implements StoreWatcher {
   readonly #mark: Uint32Array;
   #markNumber = 0;
 
-  constructor(world: World, sectors: number, point: AcknowledgementPoint) {
+  /** `serverKnowsCards`: it tells the card which records it has committed. */
+  constructor(world: World, sectors: number, point: AcknowledgementPoint, serverKnowsCards = false) {
     this.#world = world;
+    this.#serverKnowsCards = serverKnowsCards;
     this.#point = point;
     this.#sectors = sectors;
     this.#image = new Uint32Array(sectors);
@@ -139,6 +150,7 @@ export class Checker implements StoreWatcher {
 
   administrated(generation: number, number: number, changed: Blocks): void {
     this.generations += 1;
+    this.#newestGeneration = generation;
     this.administrations += 1;
     this.#writes[number].administrator = generation;
     const before = new Map<number, number>();
@@ -170,6 +182,7 @@ export class Checker implements StoreWatcher {
 
   /** The card says that its clean blocks are right for this generation. */
   learnt(generation: number): void {
+    if (this.#loose.size > 0 && this.#serverKnowsCards && generation >= this.#looseUntil) this.#loose.clear();
     for (const change of this.#changes) {
       if (change.learnt || change.generation > generation) continue;
       change.learnt = true;
@@ -179,7 +192,6 @@ export class Checker implements StoreWatcher {
   }
 
   #learn(lba: number, number: number, generation: number): void {
-    if (this.#lenient) return;
     const shadow = this.#shadow[lba];
     const write = this.#writes[shadow];
     const isOpen = shadow > this.#position && write.administrator === 0;
@@ -202,15 +214,16 @@ export class Checker implements StoreWatcher {
 
   conflict(base: number): void {
     this.conflicts += 1;
+    this.#looseUntil = Math.min(this.#looseUntil, base);
     const undone = this.#changes.filter((change) => change.generation > base);
     this.#changes = this.#changes.filter((change) => change.generation <= base);
-    if (!this.#lenient) this.#checkConflict(base, undone);
+    this.#checkConflict(base, undone);
     for (const { before } of undone.reverse()) for (const [lba, number] of before) this.#setImage(lba, number);
   }
 
   /** Right only for a card whose superblock its store has lost: it looks like a copy. The run is over. */
   refused(base: number): void {
-    if (!this.storeDamaged())
+    if (!this.mayBeRefused())
       throw new Violation('O6', `the card is refused at generation ${base}, and nothing was lost`);
     this.#world.stop();
   }
@@ -244,7 +257,6 @@ export class Checker implements StoreWatcher {
   /** The PC was told that the write is done. */
   acknowledged(number: number): void {
     const write = this.#writes[number];
-    if (this.#lenient) return;
     const needsServer = this.#point === 'remote-received' || this.#point === 'remote-stored';
     if (needsServer && write.receivedCount < write.count) {
       throw new Violation(
@@ -273,7 +285,6 @@ export class Checker implements StoreWatcher {
 
   /** The PC was told that the write failed, or ended it early. */
   abandoned(number: number): void {
-    if (this.#lenient) return;
     const write = this.#writes[number];
     write.outcome = Outcome.UNKNOWN;
     for (let lba = write.lba; lba < write.lba + write.count; lba++) {
@@ -283,11 +294,18 @@ export class Checker implements StoreWatcher {
     }
   }
 
+  /** The power went while the write was under way, and nobody had ended it: a card undoes what it has of it. */
+  cutOff(number: number): void {
+    const write = this.#writes[number];
+    write.whole = write.count * SECTOR_SIZE <= WHOLE_COMMAND_BYTES;
+    this.abandoned(number);
+  }
+
   /** FLUSH CACHE was answered, or a write without write cache: everything that was done survives a power cut. */
   flushed(): void {
     this.#safe = this.#newestDone;
     const needsCommit = this.#point === 'remote-received' || this.#point === 'remote-stored';
-    if (!needsCommit || this.#lenient || this.#newestDone <= this.#position) return;
+    if (!needsCommit || this.#newestDone <= this.#position) return;
     throw new Violation(
       'O1',
       `a flush was answered at ${this.#point}, but no generation holds write #${this.#newestDone}, which was done before it`,
@@ -303,7 +321,7 @@ export class Checker implements StoreWatcher {
   #readSector(lba: number, words: Uint32Array, at: number): void {
     this.sectorsChecked += 1;
     const number = commandOf(words, at, lba);
-    if (this.#lenient) {
+    if (this.#loose.size > 0 && this.#isLoose(lba, number) && this.#shadow[lba] <= this.#loose.get(lba)!) {
       if (!this.#isSome(number, words, at, lba)) this.#failRead(lba, words, at);
       return;
     }
@@ -321,6 +339,12 @@ export class Checker implements StoreWatcher {
     const write = this.#writes[number];
     if (number < 0 || write === undefined || !isSector(words, at, number, lba)) return false;
     return number === 0 || write.administrator !== 0 || (lba >= write.lba && lba < write.lba + write.count);
+  }
+
+  /** May it be what this command, or an earlier one, has written? */
+  #isLoose(lba: number, number: number): boolean {
+    const newest = this.#loose.get(lba);
+    return newest !== undefined && number <= newest;
   }
 
   #failRead(lba: number, words: Uint32Array, at: number): never {
@@ -349,11 +373,11 @@ export class Checker implements StoreWatcher {
   #narrow(number: number, lba: number, done: boolean): void {
     const write = this.#writes[number];
     const index = lba - write.lba;
-    if (done) write.min = Math.max(write.min, index + 1);
-    else write.max = Math.min(write.max, index);
+    if (done) write.min = Math.max(write.min, write.whole ? write.count : index + 1);
+    else write.max = Math.min(write.max, write.whole ? 0 : index);
     if (write.min <= write.max) return;
     throw new Violation(
-      'O7',
+      write.whole ? 'O2' : 'O7',
       `write #${number} of sectors ${write.lba} to ${write.lba + write.count - 1} ended early, and now sector ${lba} shows ` +
         `${done ? 'its data' : 'older data'} although it was ${done ? '' : 'not '}cut off before`,
     );
@@ -363,8 +387,32 @@ export class Checker implements StoreWatcher {
    * what was acknowledged at any later point is there. */
   cardRestarted(): void {
     this.powerCuts += 1;
-    this.#lenient ||= this.storeDamaged();
     this.#reportsSinceUs = Number.POSITIVE_INFINITY;
+    this.#survivePowerCut();
+  }
+
+  /** The local store has lost the end of its log, by faults of its own: these commands, or what the image server does not have
+   * of them, never happened. The card's clean blocks are right for `generation`. */
+  truncated(lost: readonly LostCommand[], generation: number): void {
+    for (const change of this.#changes) if (change.generation > generation) change.learnt = false;
+    for (const { command, lbas } of lost) this.#lose(this.#writes[command], lbas);
+    if (this.#serverKnowsCards) this.#looseUntil = this.#newestGeneration;
+    this.#survivePowerCut();
+  }
+
+  #lose(write: WriteCommand, lbas: readonly number[]): void {
+    this.#world.trace('checker', `the local store has lost write #${write.number}, ${lbas.length} sectors`);
+    write.outcome = Outcome.UNKNOWN;
+    for (const lba of lbas) {
+      // Committed, or overwritten by something that is.
+      if (write.number <= this.#position || this.#image[lba] === write.number)
+        this.#loose.set(lba, Math.max(write.number, this.#loose.get(lba) ?? 0));
+      else write.max = Math.min(write.max, write.whole ? 0 : lba - write.lba);
+    }
+    write.min = Math.min(write.min, write.max);
+  }
+
+  #survivePowerCut(): void {
     this.#shadow.set(this.#image);
     // What the card has not learnt of, it need not show.
     for (const { before, learnt } of [...this.#changes].reverse())
@@ -401,16 +449,14 @@ export class Checker implements StoreWatcher {
   }
 
   /** How far the newest generation holds the command. */
-  #heldByImage({ number, lba, count }: WriteCommand): number {
+  #heldByImage({ number, lba, count, whole }: WriteCommand): number {
     let held = count;
     while (held > 0 && this.#image[lba + held - 1] !== number) held -= 1;
-    return held;
+    return whole && held > 0 ? count : held;
   }
 
   /** The card has started and answers the PC: from now on its lag counts. */
   cardReady(): void {
-    // A store damages while it is read at power-on, too.
-    if (this.powerCuts > 0) this.#lenient ||= this.storeDamaged();
     this.#reportsSinceUs = this.#world.nowUs;
   }
 
@@ -449,29 +495,14 @@ export class Checker implements StoreWatcher {
 
   committed(generation: number, changed: Blocks): void {
     this.generations += 1;
-    if (this.#lenient) {
-      this.#checkSome(generation, changed);
-      return;
-    }
+    this.#newestGeneration = generation;
+    this.onCommitted();
     const newest = this.#newestIn(generation, changed);
     const held = this.#settle(generation, newest, changed);
     this.#compare(generation, changed);
     this.#advance(generation, newest, held);
     if (this.#world.tracing) {
       this.#world.trace('server', `generation ${generation}: writes up to #${this.#position}, ${changed.size} blocks`);
-    }
-  }
-
-  #checkSome(generation: number, changed: Blocks): void {
-    for (const [block, bytes] of changed) {
-      const words = wordsOf(bytes);
-      for (let i = 0; i < BLOCK_SECTORS; i++) {
-        const lba = block * BLOCK_SECTORS + i;
-        if (lba >= this.#sectors) break;
-        const number = commandOf(words, i * WORDS, lba);
-        if (!this.#isSome(number, words, i * WORDS, lba)) this.#failGeneration(generation, lba, words, i * WORDS);
-        this.#image[lba] = number;
-      }
     }
   }
 
@@ -524,7 +555,7 @@ export class Checker implements StoreWatcher {
         continue;
       }
       if (i > missing) this.#failGap(generation, write, missing);
-      write.min = Math.max(write.min, i + 1);
+      write.min = Math.max(write.min, write.whole ? write.count : i + 1);
       this.#mark[lba] = this.#markNumber;
     }
     // The rest of a long command may come with the next generation, whatever the PC has been told meanwhile.
@@ -533,7 +564,7 @@ export class Checker implements StoreWatcher {
       this.#failGap(generation, write, Math.min(missing, write.max));
     }
     // What is not there although later data is will never be.
-    if (write.number < newest) write.max = Math.min(write.max, missing);
+    if (write.number < newest) write.max = Math.min(write.max, write.whole && missing < write.count ? 0 : missing);
     return missing;
   }
 
@@ -561,11 +592,12 @@ export class Checker implements StoreWatcher {
         const number = commandOf(words, i * WORDS, lba);
         const before = this.#image[lba];
         const isNew = this.#mark[lba] === this.#markNumber;
-        if (!isNew && number !== before) this.#failGeneration(generation, lba, words, i * WORDS);
+        const isRight = isNew || number === before || (!this.#serverKnowsCards && this.#isLoose(lba, number));
+        if (!isRight) this.#failGeneration(generation, lba, words, i * WORDS);
         if (!isSector(words, i * WORDS, number, lba)) this.#failGeneration(generation, lba, words, i * WORDS);
         if (number === before) continue;
         this.#image[lba] = number;
-        this.#setDirty(lba, this.#shadow[lba] > number);
+        this.#setDirty(lba, this.#shadow[lba] > number && !this.#isLoose(lba, this.#shadow[lba]));
       }
     }
   }
@@ -587,7 +619,7 @@ export class Checker implements StoreWatcher {
 
   /** After every step of the firmware. */
   lag(bytes: number, epochs: number, ms: number): void {
-    if (this.#lenient || this.#dirty === 0 || this.#reportsSinceUs === Number.POSITIVE_INFINITY) return;
+    if (this.#dirty === 0 || this.#reportsSinceUs === Number.POSITIVE_INFINITY) return;
     const truth = this.#dirty * SECTOR_SIZE;
     if (bytes < truth) {
       throw new Violation(
@@ -620,9 +652,10 @@ export class Checker implements StoreWatcher {
 
   /** Everything is drained: the image is what the PC sees. */
   drained(blocks: Blocks): void {
-    for (let lba = 0; lba < this.#sectors && !this.#lenient; lba++) {
+    for (let lba = 0; lba < this.#sectors; lba++) {
       const image = this.#image[lba];
-      if (image === this.#shadow[lba] || this.#maybe.get(lba)?.includes(image)) continue;
+      if (image === this.#shadow[lba] || this.#isLoose(lba, this.#shadow[lba]) || this.#maybe.get(lba)?.includes(image))
+        continue;
       if (this.#changes.some((change) => !change.learnt && change.before.has(lba))) continue;
       throw new Violation(
         'O2',
@@ -673,6 +706,7 @@ function newWrite(number: number, lba: number, count: number): WriteCommand {
     outcome: Outcome.RUNNING,
     min: 0,
     max: count,
+    whole: false,
     acknowledgedUs: 0,
     administrator: 0,
     received: null,

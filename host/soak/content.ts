@@ -1,14 +1,15 @@
 // What sectors hold in a simulated run: every sector names the write command that wrote it and its own address, and is filled
 // with a pattern that follows from the two. So any sector that turns up anywhere tells where it belongs, and a single wrong
-// byte shows.
+// byte shows. The pattern repeats itself within a sector, so that it can be compressed.
 //
-//   magic u32 | command u32 | sector u32 | check u32 | pattern to 512 bytes
+//   (magic u32 | command u32 | sector u32 | check u32 | pattern to 128 bytes), four times
 //
 // Command 0 is the image as it was before the run.
 
 export const SECTOR_SIZE = 512;
 export const WORDS = SECTOR_SIZE / 4;
 const MAGIC = 0x6e626972; // "ribn"
+const PERIOD = WORDS / 4;
 
 let zeroFrom = 192;
 
@@ -40,12 +41,13 @@ export function fillSector(words: Uint32Array, at: number, command: number, lba:
   words[at + 1] = command;
   words[at + 2] = lba;
   words[at + 3] = x;
-  for (let i = at + 4; i < at + WORDS; i++) {
+  for (let i = at + 4; i < at + PERIOD; i++) {
     x ^= x << 13;
     x ^= x >>> 17;
     x ^= x << 5;
     words[i] = x;
   }
+  for (let done = PERIOD; done < WORDS; done *= 2) words.copyWithin(at + done, at, at + done);
 }
 
 /** The command that wrote the sector at `at`, by what it says itself: 0 for the base image, -1 when it says nothing that makes
@@ -64,12 +66,13 @@ export function isSector(words: Uint32Array, at: number, command: number, lba: n
   let x = seedOf(command, lba);
   if (words[at] !== MAGIC || words[at + 1] !== command || words[at + 2] !== lba || words[at + 3] !== x >>> 0)
     return false;
-  for (let i = at + 4; i < at + WORDS; i++) {
+  for (let i = at + 4; i < at + PERIOD; i++) {
     x ^= x << 13;
     x ^= x >>> 17;
     x ^= x << 5;
     if (words[i] !== x >>> 0) return false;
   }
+  for (let i = at + PERIOD; i < at + WORDS; i++) if (words[i] !== words[i - PERIOD]) return false;
   return true;
 }
 

@@ -1,15 +1,24 @@
 // What goes wrong in a run, and when: carries out the faults of a scenario, and knows since when all has been well.
 
 import type { ImageBackend } from './memory-store.js';
-import type { SimulatedNetwork } from './network.js';
+import { rateOf, type SimulatedNetwork } from './network.js';
 import type { Fault, FaultKind } from './scenario.js';
 import type { SimulatedServer } from './server.js';
 import { SECOND, type Timer, type World } from './world.js';
 
 const SLOWDOWN = 10;
 
+/** What the local store may cost. */
+export interface StoreWeather {
+  /** May reading these sectors be an error, whatever the image server has? */
+  isLost(lba: number, count: number): boolean;
+  /** May writes and flushes fail: what they wait for may never happen? */
+  readonly holdsUp: boolean;
+}
+
 /** Has anything been wrong lately? */
 export interface Weather {
+  readonly store: StoreWeather;
   /** Was any fault there at `sinceUs`, or at any time since? */
   disturbedSince(sinceUs: number): boolean;
   /** How long the line will take for what the card still has to send. */
@@ -21,8 +30,6 @@ export interface Weather {
 export interface CardFaults {
   powerCut(offUs: number): void;
   clockJump(ms: number): void;
-  /** True when the local store has done something that may show for ever. */
-  readonly storeSuspect: boolean;
 }
 
 export interface Administrators {
@@ -32,6 +39,7 @@ export interface Administrators {
 
 export class Faults implements Weather {
   readonly counts = new Map<FaultKind, number>();
+  readonly store: StoreWeather;
   readonly #world: World;
   readonly #network: SimulatedNetwork;
   readonly #server: SimulatedServer;
@@ -42,6 +50,8 @@ export class Faults implements Weather {
   readonly #starts = new Set<Timer>();
   /** Faults that are there now, with the timer that ends them. */
   readonly #active = new Map<Fault, Timer>();
+  /** Faults that wait for the next generation. */
+  #atCommit: Fault[] = [];
   #lastEndUs = Number.NEGATIVE_INFINITY;
   readonly #rate: number;
 
@@ -51,6 +61,7 @@ export class Faults implements Weather {
     server: SimulatedServer,
     store: ImageBackend,
     card: CardFaults,
+    localStore: StoreWeather,
     administrators: Administrators,
     faults: readonly Fault[],
   ) {
@@ -59,20 +70,21 @@ export class Faults implements Weather {
     this.#server = server;
     this.#store = store;
     this.#card = card;
+    this.store = localStore;
     this.#administrators = administrators;
     this.#waiting = [...faults].sort((a, b) => a.atOperation - b.atOperation || a.number - b.number);
     this.#rate = network.settings.bytesPerSecond;
   }
 
   disturbedSince(sinceUs: number): boolean {
-    return this.#active.size > 0 || this.#lastEndUs >= sinceUs || this.#card.storeSuspect;
+    return this.#active.size > 0 || this.#lastEndUs >= sinceUs;
   }
 
   /** What the card says that it still has to send. */
   lagBytes: () => number = () => 0;
 
   get backlogUs(): number {
-    return (this.lagBytes() * SECOND) / this.#network.settings.bytesPerSecond;
+    return (this.lagBytes() * SECOND) / rateOf(this.#network.settings);
   }
 
   get workUs(): number {
@@ -83,17 +95,32 @@ export class Faults implements Weather {
   operation(number: number): void {
     while (this.#waiting.length > 0 && this.#waiting[0].atOperation <= number) {
       const fault = this.#waiting.shift()!;
-      const timer = this.#world.schedule(fault.delayUs, () => {
-        this.#starts.delete(timer);
-        this.#begin(fault);
-      });
-      this.#starts.add(timer);
+      if (fault.atCommit) {
+        this.#atCommit.push(fault);
+        continue;
+      }
+      this.#beginLater(fault);
     }
+  }
+
+  /** The card has made a generation, and is not told yet. */
+  committed(): void {
+    for (const fault of this.#atCommit) this.#beginLater(fault);
+    this.#atCommit = [];
+  }
+
+  #beginLater(fault: Fault): void {
+    const timer = this.#world.schedule(fault.delayUs, () => {
+      this.#starts.delete(timer);
+      this.#begin(fault);
+    });
+    this.#starts.add(timer);
   }
 
   /** From now on nothing goes wrong any more. */
   stop(): void {
     this.#waiting = [];
+    this.#atCommit = [];
     for (const timer of this.#starts) this.#world.cancel(timer);
     this.#starts.clear();
     for (const [fault, timer] of [...this.#active]) {

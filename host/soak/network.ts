@@ -329,6 +329,11 @@ export class Connection {
 }
 
 /** The network as the card's runtime offers it to the firmware: the `net_` imports. */
+/** Bytes a second: no faster than the line, and than a window each round trip. */
+export function rateOf({ bytesPerSecond, windowBytes, latencyUs, jitterUs }: NetworkSettings): number {
+  return Math.min(bytesPerSecond, (windowBytes * SECOND) / (2 * latencyUs + jitterUs));
+}
+
 export class SimulatedNetwork {
   /** The card has something to look at. */
   onChange: () => void = () => {};

@@ -95,6 +95,8 @@ export class SimulatedPc {
   #owedUs = 0;
   /** Number of the write that is under way, 0 when none is. */
   #writing = 0;
+  /** The PC is ending the command early. */
+  #ending = false;
 
   constructor(world: World, weather: Weather, checker: Checker, scenario: Scenario) {
     this.#world = world;
@@ -124,7 +126,11 @@ export class SimulatedPc {
     this.#wait = null;
     this.#world.cancel(this.#timer);
     this.#timer = null;
-    if (this.#writing !== 0) this.#checker.abandoned(this.#writing);
+    if (this.#writing !== 0) {
+      const failed = (this.#cable.readAlternateStatus() & (STATUS_ERR | STATUS_DF)) !== 0;
+      if (failed || this.#ending) this.#checker.abandoned(this.#writing);
+      else this.#checker.cutOff(this.#writing);
+    }
     this.#writing = 0;
   }
 
@@ -273,8 +279,10 @@ export class SimulatedPc {
     return error;
   }
 
-  /** An error that the world must have forced. */
-  #checkForced(error: number): void {
+  /** An error that the world must have forced. `read`: the sectors that were to be read, by a read or a verify. */
+  #checkForced(error: number, read: { lba: number; count: number } | null = null): void {
+    const { store } = this.#weather;
+    if (read === null ? store.holdsUp : store.isLost(read.lba, read.count)) return;
     if (error === 0 || this.#weather.disturbedSince(this.#startedUs - AFTERMATH_US)) return;
     // A server that is busy for so long (with a commit, say) is out of reach.
     const workUs = this.#weather.workUs - this.#workAtStartUs;
@@ -284,9 +292,9 @@ export class SimulatedPc {
     throw new Violation('O5', `${this.#what} failed with error ${error.toString(16)}h although nothing was wrong`);
   }
 
-  #expect(error: number, expected: number): void {
+  #expect(error: number, expected: number, read: { lba: number; count: number } | null = null): void {
     if (error === expected) return;
-    if (expected === 0) this.#checkForced(error);
+    if (expected === 0) this.#checkForced(error, read);
     else
       throw new Violation('O5', `${this.#what} gave error ${error.toString(16)}h, right is ${expected.toString(16)}h`);
   }
@@ -337,11 +345,12 @@ export class SimulatedPc {
         `${operation.cut === undefined ? '' : ` (${operation.cut.how} after ${operation.cut.afterBytes} bytes)`}`,
     );
     this.#writing = write;
+    this.#ending = false;
     this.#writeAddress(addressing, lba, count);
     if (kind === 'verify') {
       this.#command(VERIFY[extended]);
       const error = this.#ended(yield* this.#ready());
-      this.#expect(error, 0);
+      this.#expect(error, 0, operation);
       return;
     }
     const disabled = transfer === 'multiple' && this.#multiple === 0;
@@ -365,7 +374,7 @@ export class SimulatedPc {
 
   /** UNC for reads, and its sector; a fault for writes. */
   #checkError(kind: string, lba: number, count: number, addressing: string, error: number): void {
-    this.#checkForced(error);
+    this.#checkForced(error, kind === 'write' ? null : { lba, count });
     const expected = kind === 'write' ? ERROR_ABRT : ERROR_UNC;
     if (error !== expected) this.#expect(error, expected);
     if (kind === 'write' || addressing === 'chs') return;
@@ -415,6 +424,7 @@ export class SimulatedPc {
       this.#cable.advanceData(bytes);
       moved += bytes;
       if (bytes < block.length || (cut !== undefined && moved >= cut.afterBytes)) {
+        this.#ending = true;
         yield* this.#reset();
         return 'cut';
       }
@@ -465,6 +475,7 @@ export class SimulatedPc {
       this.#cable.advanceDma(bytes - first);
       moved += bytes;
       if (cut !== undefined && moved >= cut.afterBytes) {
+        this.#ending = true;
         if (cut.how === 'reset') yield* this.#reset();
         else yield* this.#stopDma();
         return 'cut';

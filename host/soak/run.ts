@@ -1,18 +1,20 @@
 // One run: builds the world that a scenario describes, lets the PC work while things go wrong, then lets everything heal and
 // looks whether all is as it must be.
 
+import type { StoreError } from '../card/statistics.js';
 import { SimulatedBlockDevice } from './block-device.js';
 import { SimulatedCard } from './card.js';
 import { Checker } from './checker.js';
 import { fillSector, SECTOR_SIZE, setBase, WORDS } from './content.js';
-import { type CardFaults, Faults } from './faults.js';
+import { type CardFaults, Faults, type StoreWeather } from './faults.js';
 import { guarded, type Replacements } from './guard.js';
 import { BLOCK, type Blocks, type ImageBackend, MemoryStore } from './memory-store.js';
 import { MerkleStore } from './merkle-store.js';
-import { type NetworkSettings, SimulatedNetwork } from './network.js';
+import { rateOf, SimulatedNetwork } from './network.js';
 import { SimulatedPc } from './pc.js';
 import type { Operation, Scenario } from './scenario.js';
 import { SimulatedServer } from './server.js';
+import { StoreDamage } from './store-damage.js';
 import { MS, SECOND, type Timer, Violation, World } from './world.js';
 
 const BLOCK_SECTORS = BLOCK / SECTOR_SIZE;
@@ -71,11 +73,6 @@ export async function run(scenario: Scenario, options: RunOptions): Promise<RunR
   return simulation.result(violation);
 }
 
-/** Bytes a second: no faster than the line, and than a window each round trip. */
-function rateOf({ bytesPerSecond, windowBytes, latencyUs, jitterUs }: NetworkSettings): number {
-  return Math.min(bytesPerSecond, (windowBytes * SECOND) / (2 * latencyUs + jitterUs));
-}
-
 class Simulation {
   readonly #world: World;
   readonly #scenario: Scenario;
@@ -85,6 +82,8 @@ class Simulation {
   readonly #server: SimulatedServer;
   readonly #card: SimulatedCard;
   readonly #device: SimulatedBlockDevice;
+  /** Null: this run's local store damages nothing. */
+  readonly #damage: StoreDamage | null;
   readonly #faults: Faults;
   readonly #pc: SimulatedPc;
   #lastOperation = -1;
@@ -102,6 +101,7 @@ class Simulation {
       world,
       Math.floor(scenario.imageBytes / SECTOR_SIZE),
       scenario.settings.acknowledgementPoint,
+      scenario.storeKind === 'merkle',
     );
     setBase(scenario.storeKind === 'merkle' ? 'zeroes' : 'pattern');
     const Backend = scenario.storeKind === 'merkle' ? MerkleStore : MemoryStore;
@@ -118,17 +118,30 @@ class Simulation {
       clockStartMs,
       store,
     });
-    const isSuspect = (): boolean => this.#isSuspect();
+    this.#damage = this.#watchDamage();
     const power: CardFaults = {
       powerCut: (offUs) => this.#powerCut(offUs),
       clockJump: (ms) => this.#card.jumpClock(ms),
-      get storeSuspect() {
-        return isSuspect();
+    };
+    const holdsUp = (): boolean => this.#holdsUp();
+    const localStore: StoreWeather = {
+      isLost: (lba, count) => this.#damage?.isLost(lba, count) ?? false,
+      get holdsUp() {
+        return holdsUp();
       },
     };
-    this.#checker.storeDamaged = () => this.#device.hasDamaged;
     const administrators = { change: () => this.#administrate() };
-    this.#faults = new Faults(world, this.#network, this.#server, this.#store, power, administrators, scenario.faults);
+    this.#faults = new Faults(
+      world,
+      this.#network,
+      this.#server,
+      this.#store,
+      power,
+      localStore,
+      administrators,
+      scenario.faults,
+    );
+    this.#checker.onCommitted = () => this.#faults.committed();
     this.#faults.lagBytes = () => this.#card.lagBytes;
     this.#pc = new SimulatedPc(world, this.#faults, this.#checker, scenario);
     this.#pc.onOperation = (number) => {
@@ -144,23 +157,45 @@ class Simulation {
     };
   }
 
-  /** The local store has done what it must not do, or takes no more writes: errors may follow for ever. */
-  #isSuspect(): boolean {
+  #watchDamage(): StoreDamage | null {
+    const { lostWrite, misdirectedWrite, bitRot, readError } = this.#scenario.device.faults;
+    if (lostWrite + misdirectedWrite + bitRot + readError === 0) return null;
+    const damage = new StoreDamage(this.#device.damaged);
+    this.#device.watcher = damage;
+    damage.onTruncated = (lost, generation) => this.#checker.truncated(lost, generation);
+    this.#checker.mayBeRefused = () => damage.superblockDamaged;
+    return damage;
+  }
+
+  /** The local store has lost what must be sent before anything later, or takes no more writes. */
+  #holdsUp(): boolean {
+    return this.#failsWrites() || (this.#damage?.holdsUp ?? false);
+  }
+
+  #failsWrites(): boolean {
     const { failedWrite, failedFlush } = this.#device.faultCounts;
-    const mayFail = failedWrite + failedFlush >= 3 && this.#card.powered && this.#card.storeState === STORE_FAILED;
-    return this.#device.hasDamaged || mayFail;
+    return failedWrite + failedFlush >= 3 && this.#card.powered && this.#card.storeState === STORE_FAILED;
   }
 
   /** The card does not use its store any more. That is right for one that has lost what it had stored; the run ends. */
   #refused(): void {
     const { storeError } = this.#card.statistics();
-    const { failedWrite, failedFlush } = this.#device.faultCounts;
     this.#world.trace('run', `local store refused: ${storeError}`);
-    if (!this.#device.hasDamaged && failedWrite + failedFlush === 0) {
-      throw new Violation('O1', `the local store is refused (${storeError}) although it has lost nothing`);
+    if (!this.#mayRefuse(storeError)) {
+      throw new Violation(
+        'O1',
+        `the local store is refused (${storeError}) although it has lost nothing that is worth it`,
+      );
     }
     this.#storeRefused = true;
     this.#world.stop();
+  }
+
+  #mayRefuse(error: StoreError | null): boolean {
+    const { failedWrite, failedFlush } = this.#device.faultCounts;
+    if (error === 'device') return failedWrite + failedFlush > 0 || this.#damage?.superblockDamaged === true;
+    if (error === 'log-damaged') return this.#damage?.logDamaged === true;
+    return (error === 'damaged' || error === 'foreign') && this.#damage?.superblockDamaged === true;
   }
 
   async run(): Promise<void> {
@@ -208,13 +243,20 @@ class Simulation {
     const recent = this.#checker.writtenRanges(20);
     const chosen: Blocks = new Map();
     const number = this.#checker.administrate();
-    for (let count = random.between(1, 20); count > 0; count--) {
-      const near = recent.length > 0 && random.chance(0.5) ? random.pick(recent) : null;
-      const lba = near === null ? random.below(sectors) : near.lba + random.below(near.count);
-      const block = Math.min(Math.floor(lba / BLOCK_SECTORS), blocks - 1);
+    const change = (block: number): void => {
       const words = new Uint32Array(BLOCK_SECTORS * WORDS);
       for (let i = 0; i < BLOCK_SECTORS; i++) fillSector(words, i * WORDS, number, block * BLOCK_SECTORS + i);
       chosen.set(block, Buffer.from(words.buffer));
+    };
+    for (let count = random.between(1, 20); count > 0; count--) {
+      const near = recent.length > 0 && random.chance(0.5) ? random.pick(recent) : null;
+      const lba = near === null ? random.below(sectors) : near.lba + random.below(near.count);
+      change(Math.min(Math.floor(lba / BLOCK_SECTORS), blocks - 1));
+    }
+    if (random.chance(0.2)) {
+      const first = random.below(blocks);
+      const end = Math.min(blocks, first + random.below(Math.ceil(blocks / 3)));
+      for (let block = first; block < end; block++) change(block);
     }
     store.administrate(chosen, number).catch((error: unknown) => this.#world.fail(error));
   }
@@ -270,7 +312,7 @@ class Simulation {
       if (this.#card.lagBytes === 0) {
         world.trace('run', `drained after ${((world.nowUs - startedUs) / MS).toFixed(0)} ms`);
         this.#drained();
-      } else if (world.nowUs - startedUs > limitUs && this.#isSuspect()) {
+      } else if (world.nowUs - startedUs > limitUs && this.#holdsUp()) {
         // What was lost cannot be sent, nor what was written after it.
         world.trace('run', `not drained: the local store has lost what it had stored`);
         this.#readBack();

@@ -85,6 +85,8 @@ export interface Fault {
   atOperation: number;
   delayUs: number;
   durationUs: number;
+  /** Then it waits for the next generation, and comes before the card can hear of it. */
+  atCommit?: boolean;
 }
 
 export interface Scenario {
@@ -179,6 +181,7 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
   drawOperations(random, scenario, length);
   drawFaults(random, scenario);
   drawAdministrators(new Random(seed ^ 0xad317), scenario);
+  drawWorstMoments(new Random(seed ^ 0x3057), scenario);
   return scenario;
 }
 
@@ -350,6 +353,55 @@ function drawFaults(random: Random, scenario: Scenario): void {
       delayUs: random.below(random.pick([100, 5 * MS, 500 * MS, 3 * SECOND])),
       durationUs: random.below(random.pick([10 * MS, 1 * SECOND, 15 * SECOND, 60 * SECOND])),
     });
+  }
+}
+
+/** Faults at the moments that a card must have an answer for, and that chance seldom meets: a generation is made and the card is not
+ * told of it; the power goes inside a long write; it comes back, and the server does not. */
+function drawWorstMoments(random: Random, scenario: Scenario): void {
+  const { operations, faults } = scenario;
+  let number = 2000;
+  const add = (kind: FaultKind, atOperation: number, delayUs: number, durationUs: number, atCommit = false): void => {
+    faults.push({ kind, number: number++, atOperation, delayUs, durationUs, ...(atCommit && { atCommit }) });
+  };
+  if (random.chance(0.3)) {
+    const kinds = nonEmpty(random, ['break', 'power-cut', 'server-killed', 'machine-lost'] as const);
+    for (let left = random.between(1, 6); left > 0; left--) {
+      add(
+        random.pick(kinds),
+        random.below(operations.length),
+        0,
+        random.below(random.pick([10 * MS, 3 * SECOND])),
+        true,
+      );
+    }
+  }
+  if (random.chance(0.2)) drawCutWrites(random, scenario, add);
+  if (random.chance(0.2)) {
+    for (const { kind, atOperation } of [...faults]) {
+      if (kind === 'power-cut') add('block-both', atOperation, 0, random.below(random.pick([2 * SECOND, 30 * SECOND])));
+    }
+  }
+}
+
+/** Some writes become as long as one that is done as a whole or not at all may be, and the power goes while they are under way; then again
+ * soon, when the store has been written by two power-ons. */
+function drawCutWrites(
+  random: Random,
+  { operations, imageBytes, pcBytesPerSecond, device }: Scenario,
+  add: (kind: FaultKind, atOperation: number, delayUs: number, durationUs: number) => void,
+): void {
+  const writes = operations.filter((it): it is typeof it & DataOperation => it.kind === 'write');
+  for (let left = random.between(1, 4); left > 0 && writes.length > 0; left--) {
+    const write = random.pick(writes);
+    write.count = random.between(300, 1024);
+    write.lba = Math.min(write.lba, Math.floor(imageBytes / SECTOR_SIZE) - write.count);
+    write.addressing = 'lba48';
+    delete write.cut;
+    const moveUs = (write.count * SECTOR_SIZE * SECOND) / pcBytesPerSecond;
+    const storeUs = 4 * device.operationUs + (write.count / 8) * device.blockUs;
+    add('power-cut', write.number, random.below(moveUs + storeUs), random.below(200 * MS));
+    add('power-cut', write.number + random.between(1, 8), random.below(50 * MS), random.below(200 * MS));
   }
 }
 

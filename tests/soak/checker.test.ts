@@ -18,9 +18,9 @@ class Rig {
   readonly image = new Uint32Array(SECTORS);
   generation = 0;
 
-  constructor(point: AcknowledgementPoint = 'remote-received') {
+  constructor(point: AcknowledgementPoint = 'remote-received', serverKnowsCards = false) {
     setBase('pattern');
-    this.checker = new Checker(this.world, SECTORS, point);
+    this.checker = new Checker(this.world, SECTORS, point, serverKnowsCards);
     this.checker.cardReady();
   }
 
@@ -169,4 +169,56 @@ test('O1: a power cut may take what was only received, but not what was flushed'
   rig.read(0, flushed);
   // It was not done, then: it does not come back.
   violates('O7', () => rig.read(0, received));
+});
+
+test('O2: a write that a power cut has caught is there or not, as a whole', () => {
+  const rig = new Rig('stored');
+  const cut = rig.checker.begin(0, 8);
+  rig.checker.cutOff(cut);
+  rig.checker.cardRestarted();
+  rig.read(5, cut);
+  violates('O2', () => rig.read(2, 0));
+  const other = new Rig('stored');
+  const half = other.checker.begin(0, 8);
+  other.checker.cutOff(half);
+  other.checker.cardRestarted();
+  violates('O2', () => other.commit({ write: half, lba: 0, count: 5 }));
+});
+
+test('O1, O7: what a damaged store has lost never happened, and nothing else is lost', () => {
+  const rig = new Rig('stored');
+  const kept = rig.write(0, 4);
+  const lost = rig.write(2, 4);
+  rig.checker.cardRestarted();
+  rig.checker.truncated([{ command: lost, lbas: [2, 3, 4, 5] }], 0);
+  rig.read(2, kept);
+  rig.read(5, 0);
+  violates('O7', () => rig.read(0, 0));
+  violates('O7', () => rig.read(4, lost));
+});
+
+test('O7: what a damaged store has lost and the server has may be old until the server has told', () => {
+  for (const serverKnowsCards of [false, true]) {
+    const rig = new Rig('stored', serverKnowsCards);
+    const first = rig.write(0, 4);
+    rig.commit({ write: first, lba: 0, count: 4 });
+    const lost = rig.write(2, 1);
+    rig.commit({ write: lost, lba: 2, count: 1 });
+    rig.checker.cardRestarted();
+    rig.checker.truncated([{ command: lost, lbas: [2] }], 0);
+    rig.read(2, first);
+    rig.read(2, lost);
+    violates('O7', () => rig.read(1, 0));
+    const isTold = (): void => rig.checker.learnt(rig.generation);
+    isTold();
+    if (serverKnowsCards) violates('O7', () => rig.read(2, first));
+    else rig.read(2, first);
+    // A server that does not know cards gets older data again; one that does, never.
+    const regress = (): void => rig.commit({ write: first, lba: 2, count: 1 });
+    if (serverKnowsCards) violates('O2', regress);
+    else regress();
+    const again = rig.write(2, 1);
+    violates('O7', () => rig.read(2, first));
+    rig.read(2, again);
+  }
 });
