@@ -38,6 +38,8 @@ export interface InProcessCardOptions {
   path: NetworkPath;
   /** Linear memory in bytes, a multiple of 64 KiB. */
   memorySize?: number;
+  /** Instead: this one, all zeroes, which no other card that runs has. */
+  memory?: WebAssembly.Memory;
   deviceNumber?: 0 | 1;
   /** The local store; memory of DEFAULT_STORE_SIZE when absent. The card does not close it. */
   store?: BlockStore | StoreDevice;
@@ -77,12 +79,12 @@ export class InProcessCard implements Card {
   #waiting: (() => void) | null = null;
 
   constructor(options: InProcessCardOptions) {
-    const size = options.memorySize ?? DEFAULT_MEMORY_SIZE;
+    const size = options.memory?.buffer.byteLength ?? options.memorySize ?? DEFAULT_MEMORY_SIZE;
     if (size % PAGE_SIZE !== 0) throw new Failure(`card memory must be a multiple of 64 KiB, not ${size} bytes`);
     this.#settings = options.settings;
     this.#path = options.path;
     this.#record = encodeSettings(options.settings);
-    this.#memory = new WebAssembly.Memory({ initial: size / PAGE_SIZE, maximum: size / PAGE_SIZE });
+    this.#memory = options.memory ?? new WebAssembly.Memory({ initial: size / PAGE_SIZE, maximum: size / PAGE_SIZE });
     this.#bytes = new Uint8Array(this.#memory.buffer);
     this.#world = options.world ?? REAL_WORLD;
     if (options.storeFile !== undefined) this.#file = new FileStore(options.storeFile, DEFAULT_STORE_SIZE);

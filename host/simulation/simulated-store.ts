@@ -18,6 +18,13 @@ interface Write {
   data: Uint8Array;
 }
 
+/** What recycled stores had, by size, all zeroes again: thousands of new ones would keep the garbage collector busy. */
+const pool = new Map<number, Uint8Array[]>();
+
+function takeBytes(length: number): Uint8Array {
+  return pool.get(length)?.pop() ?? new Uint8Array(length);
+}
+
 export class SimulatedStore implements StoreDevice {
   readonly blocks: number;
   /** What the card reads. */
@@ -41,6 +48,8 @@ export class SimulatedStore implements StoreDevice {
   /** Starts of operations, for tests that choose what to cut. */
   onStart: (operation: StoreOperation) => void = () => {};
   readonly #durable: Uint8Array;
+  /** Blocks that were ever written. */
+  readonly #written = new Set<number>();
   #unflushed: Write[] = [];
   #underWay: Write | null = null;
   /** Operations that have started and not ended, when operations take time. */
@@ -50,8 +59,8 @@ export class SimulatedStore implements StoreDevice {
 
   constructor(sizeBytes: number) {
     this.blocks = Math.floor(sizeBytes / STORE_BLOCK_SIZE);
-    this.bytes = new Uint8Array(this.blocks * STORE_BLOCK_SIZE);
-    this.#durable = new Uint8Array(this.bytes.length);
+    this.bytes = takeBytes(this.blocks * STORE_BLOCK_SIZE);
+    this.#durable = takeBytes(this.bytes.length);
   }
 
   start(operation: StoreOperation): void {
@@ -60,7 +69,7 @@ export class SimulatedStore implements StoreDevice {
     this.onStart(operation);
     if (this.operations >= this.cutAt) {
       this.#dead = true;
-      if (operation.kind === 'write') this.#underWay = write(operation);
+      if (operation.kind === 'write') this.#underWay = this.#writeUnderWay(operation);
       this.cutSectors = this.#underWay === null ? 0 : this.#underWay.data.length / SECTOR_SIZE;
       this.onCut();
       return;
@@ -99,6 +108,7 @@ export class SimulatedStore implements StoreDevice {
         return;
       }
       this.bytes.set(memory, at);
+      this.#noteWritten(block, count);
       this.#unflushed.push(write(operation));
     } else if (kind === 'flush') {
       if (this.failFlushes) {
@@ -110,11 +120,34 @@ export class SimulatedStore implements StoreDevice {
     done(false);
   }
 
+  /** A write that has not ended may be there all the same when the power has gone. */
+  #writeUnderWay(operation: StoreOperation): Write {
+    this.#noteWritten(operation.block, operation.count);
+    return write(operation);
+  }
+
+  #noteWritten(block: number, count: number): void {
+    for (let i = block; i < block + count; i++) this.#written.add(i);
+  }
+
+  /** The store is used no more: its memory is for others. */
+  recycle(): void {
+    this.#dead = true;
+    for (const bytes of [this.bytes, this.#durable]) {
+      for (const block of this.#written) bytes.fill(0, block * STORE_BLOCK_SIZE, (block + 1) * STORE_BLOCK_SIZE);
+      const free = pool.get(bytes.length);
+      if (free === undefined) pool.set(bytes.length, [bytes]);
+      else free.push(bytes);
+    }
+    this.#written.clear();
+  }
+
   /** The power is gone: decides what is left. The store can be used again afterwards. */
   powerCut(how: PowerCut): void {
     const touched = [...this.#unflushed];
     if (how.kind !== 'lose-all') {
-      for (const operation of this.#started) if (operation.kind === 'write') touched.push(write(operation));
+      for (const operation of this.#started)
+        if (operation.kind === 'write') touched.push(this.#writeUnderWay(operation));
     }
     this.#started.clear();
     if (this.#underWay !== null) touched.push(this.#underWay);
@@ -148,6 +181,7 @@ export class SimulatedStore implements StoreDevice {
   /** Changes what is stored, behind the card's back. */
   tamper(block: number, change: (data: Uint8Array) => void): void {
     const at = block * STORE_BLOCK_SIZE;
+    this.#noteWritten(block, 1);
     change(this.bytes.subarray(at, at + STORE_BLOCK_SIZE));
     this.#durable.set(this.bytes.subarray(at, at + STORE_BLOCK_SIZE), at);
   }

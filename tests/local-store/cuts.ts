@@ -25,7 +25,9 @@ export function countOperations(workload: Workload): number {
   const rig = makeRig(workload);
   rig.powerOn();
   workload.run(rig);
-  return rig.store.operations;
+  const { operations } = rig.store;
+  rig.dispose();
+  return operations;
 }
 
 /** Cuts when operation `at` starts; false when the workload was over before. */
@@ -52,7 +54,6 @@ function recoverAndCheck(rig: StoreRig, how: PowerCut): void {
   rig.write(20, 3);
   rig.drain();
   assert.equal(rig.generation, rig.history.issued);
-  rig.powerOff();
 }
 
 /** Fails, saying how to do it again, when the card does not come back as it must. */
@@ -65,5 +66,7 @@ export function checkCut(workload: Workload, at: number, how: PowerCut, firmware
     (error as Error).message +=
       `\nworkload "${workload.name}", cut at operation ${at}, ${what}\n${rig.log.slice(-12).join('\n')}`;
     throw error;
+  } finally {
+    rig.dispose();
   }
 }

@@ -11,25 +11,40 @@ interface WriteCommand {
   failed?: boolean;
 }
 
+const WORDS = SECTOR / 4;
+/** In every odd word of a sector, with the number of the write. */
+const MARKS = Uint32Array.from({ length: WORDS / 2 }, (_, i) => Math.imul(8 * i, 0x9e3779b1));
+
 /** Sector `lba` as write number `id` made it; number 0 is the disk at the beginning. */
 export function fillSector(target: Uint8Array, lba: number, id: number): void {
-  const view = new DataView(target.buffer, target.byteOffset, SECTOR);
-  for (let at = 0; at < SECTOR; at += 8) {
-    view.setUint32(at, lba, true);
-    view.setUint32(at + 4, id ^ Math.imul(at, 0x9e3779b1), true);
+  const words = wordsOf(target);
+  for (let i = 0; i < WORDS; i += 2) {
+    words[i] = lba;
+    words[i + 1] = id ^ MARKS[i >> 1];
   }
 }
 
 /** The number of the write that made this sector; fails when it is not sector `lba` of any write. */
 export function sectorId(data: Uint8Array, lba: number): number {
-  const view = new DataView(data.buffer, data.byteOffset, SECTOR);
-  const id = view.getUint32(4, true);
-  for (let at = 0; at < SECTOR; at += 8) {
-    assert.equal(view.getUint32(at, true), lba, `sector ${lba} holds another sector, or a mixture`);
-    assert.equal((view.getUint32(at + 4, true) ^ Math.imul(at, 0x9e3779b1)) >>> 0, id, `sector ${lba} is a mixture`);
+  const words = wordsOf(data);
+  const id = words[1];
+  for (let i = 0; i < WORDS; i += 2) {
+    if (words[i] !== lba) assert.fail(`sector ${lba} holds another sector, ${words[i]}, or a mixture`);
+    if ((words[i + 1] ^ MARKS[i >> 1]) >>> 0 !== id) assert.fail(`sector ${lba} is a mixture`);
   }
   return id;
 }
+
+/** The sector as words, a copy where it does not lie at a multiple of 4. */
+function wordsOf(data: Uint8Array): Uint32Array {
+  const isAligned = data.byteOffset % 4 === 0;
+  return isAligned
+    ? new Uint32Array(data.buffer, data.byteOffset, WORDS)
+    : new Uint32Array(data.slice(0, SECTOR).buffer, 0, WORDS);
+}
+
+/** Disks as they are at the beginning, by size. */
+const bases = new Map<number, Buffer>();
 
 /** A longer command may be done in part: when the log is full it goes on as a new one. */
 const WHOLE_SECTORS = 1024;
@@ -45,6 +60,8 @@ export class History {
 
   constructor(sectors: number) {
     this.sectors = sectors;
+    this.#lastDisk = this.base();
+    this.#lastFound = new Uint32Array(sectors);
   }
 
   get issued(): number {
@@ -54,7 +71,7 @@ export class History {
   /** The data of the PC's next write. */
   next(lba: number, sectors: number): Buffer {
     this.#commands.push({ lba, sectors });
-    const data = Buffer.alloc(sectors * SECTOR);
+    const data = Buffer.from(new ArrayBuffer(sectors * SECTOR));
     for (let i = 0; i < sectors; i++) {
       fillSector(data.subarray(i * SECTOR, (i + 1) * SECTOR), lba + i, this.issued);
     }
@@ -66,16 +83,33 @@ export class History {
   }
 
   base(): Buffer {
-    const disk = Buffer.alloc(this.sectors * SECTOR);
-    for (let lba = 0; lba < this.sectors; lba++) fillSector(disk.subarray(lba * SECTOR, (lba + 1) * SECTOR), lba, 0);
-    return disk;
+    let disk = bases.get(this.sectors);
+    if (disk === undefined) {
+      disk = Buffer.from(new ArrayBuffer(this.sectors * SECTOR));
+      for (let lba = 0; lba < this.sectors; lba++) fillSector(disk.subarray(lba * SECTOR, (lba + 1) * SECTOR), lba, 0);
+      bases.set(this.sectors, disk);
+    }
+    return Buffer.from(disk);
+  }
+
+  /** The disk that was looked at last, and the write that each of its sectors is of: most of the next one is the same. */
+  readonly #lastDisk: Buffer;
+  readonly #lastFound: Uint32Array;
+
+  /** The write that each sector of the disk is of. */
+  #read(disk: Uint8Array): Uint32Array {
+    for (let lba = 0; lba < this.sectors; lba++) {
+      const at = lba * SECTOR;
+      if (this.#lastDisk.compare(disk, at, at + SECTOR, at, at + SECTOR) === 0) continue;
+      this.#lastFound[lba] = sectorId(disk.subarray(at, at + SECTOR), lba);
+      this.#lastDisk.set(disk.subarray(at, at + SECTOR), at);
+    }
+    return this.#lastFound;
   }
 
   /** How many commands `disk` is the outcome of: the least number from `low` to `high` that fits; fails when none does. */
   prefixOf(disk: Uint8Array, low: number, high: number, what: string): number {
-    const found = new Uint32Array(this.sectors);
-    for (let lba = 0; lba < this.sectors; lba++)
-      found[lba] = sectorId(disk.subarray(lba * SECTOR, (lba + 1) * SECTOR), lba);
+    const found = this.#read(disk);
     const expected = new Uint32Array(this.sectors);
     /** What commands that failed may have made of a sector. */
     const possible = new Map<number, Set<number>>();

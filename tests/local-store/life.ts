@@ -3,6 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { ACKNOWLEDGEMENT_POINTS, type CardSettings } from '../../host/card/settings.js';
+import type { CardStatistics } from '../../host/card/statistics.js';
 import { Random } from '../../host/fuzz/random.js';
 import { SECTOR, sectorId } from './history.js';
 import { StoreRig } from './rig.js';
@@ -13,6 +14,8 @@ export interface Life {
   failedWrites: number;
   failedReads: number;
   writtenBytes: number;
+  /** At its end. */
+  statistics: CardStatistics | null;
 }
 
 const IMAGE_SECTORS = [2048, 12_288, 65_541];
@@ -35,7 +38,7 @@ export function live(seed: number, steps: number, firmware?: WebAssembly.Module)
     storeMs: random.pick([0, 1, 5]),
     ...(firmware && { firmware }),
   });
-  const life: Life = { rig, cuts: 0, failedWrites: 0, failedReads: 0, writtenBytes: 0 };
+  const life: Life = { rig, cuts: 0, failedWrites: 0, failedReads: 0, writtenBytes: 0, statistics: null };
   /** At `received` the PC may count on what it flushed only. */
   let flushed = 0;
   const largest = random.pick([8, 300, 2000]);
@@ -91,6 +94,8 @@ export function live(seed: number, steps: number, firmware?: WebAssembly.Module)
   rig.pass(20_000);
   rig.checkView();
   rig.drain();
+  life.statistics = rig.card.statistics();
+  rig.dispose();
   return life;
 }
 
@@ -110,7 +115,7 @@ function checkRead(rig: StoreRig, life: Life, random: Random): void {
 }
 
 export const DESCRIBE_LIFE = (life: Life): string => {
-  const s = life.rig.card.statistics();
+  const s = life.statistics!;
   return (
     `${life.rig.history.issued} writes, ${(life.writtenBytes / 2 ** 20).toFixed(0)} MiB, ${life.cuts} cuts, ` +
     `${life.failedWrites} failed writes, ${life.failedReads} failed reads, ${life.rig.disk.commitsDone} generations, ` +

@@ -27,7 +27,9 @@ describe('power cuts', () => {
 
     it(`${workload.name}: torn inside a write`, () => {
       for (let at = 1; at <= operations; at++) {
-        const { cutSectors } = runAndCut(workload, at).store;
+        const rig = runAndCut(workload, at);
+        const { cutSectors } = rig.store;
+        rig.dispose();
         // Some sectors of the header, then of every fifth block.
         for (let sectors = 1; sectors <= cutSectors; sectors += sectors < 8 ? 3 : 40) {
           checkCut(workload, at, { kind: 'keep-all', sectors });

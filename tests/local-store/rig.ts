@@ -1,8 +1,6 @@
 // One card with a simulated store, one disk on an image server, one PC; every generation on the server is checked.
 
 import assert from 'node:assert/strict';
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import { loadFirmware } from '../../host/card/firmware.js';
 import { InProcessCard } from '../../host/card/in-process.js';
 import { type CardSettings, DEFAULT_SETTINGS } from '../../host/card/settings.js';
@@ -40,14 +38,26 @@ export interface Outcome {
   cut: boolean;
 }
 
-setFlagsFromString('--expose-gc');
-const gc = runInNewContext('gc') as () => void;
-let powerOns = 0;
+/** Compiled once: V8 goes on to make it faster. */
+const FIRMWARE = loadFirmware();
 
-/** V8 does not see how much a card's linear memory weighs, and would let thousands of them pile up. */
-function collectGarbage(): void {
-  powerOns += 1;
-  if (powerOns % 8 === 0) gc();
+const PAGE_SIZE = 65_536;
+/** Memories of cards that are off, by size. V8 does not see what they weigh, and would let thousands of them pile up. */
+const memories = new Map<number, WebAssembly.Memory[]>();
+
+/** A memory of zeroes. */
+function takeMemory(size: number): WebAssembly.Memory {
+  const memory = memories.get(size)?.pop();
+  if (memory === undefined) return new WebAssembly.Memory({ initial: size / PAGE_SIZE, maximum: size / PAGE_SIZE });
+  new Uint8Array(memory.buffer).fill(0);
+  return memory;
+}
+
+function giveMemoryBack(memory: WebAssembly.Memory): void {
+  const size = memory.buffer.byteLength;
+  const free = memories.get(size);
+  if (free === undefined) memories.set(size, [memory]);
+  else free.push(memory);
 }
 
 export const STORE_BYTES = 18 << 20;
@@ -69,6 +79,8 @@ export class StoreRig {
   /** What was wrong with a generation: thrown where time passes, not into the server. */
   #violation: Error | null = null;
   readonly #memorySize: number;
+  /** Of the card that is on. */
+  #memory: WebAssembly.Memory | null = null;
   readonly #firmware: WebAssembly.Module | undefined;
 
   constructor(options: RigOptions = {}) {
@@ -104,18 +116,18 @@ export class StoreRig {
 
   /** Powers the card on and waits until the disk is there, or the store is refused, or the power goes. */
   powerOn(limitMs = 60_000): void {
-    collectGarbage();
     this.#cut = false;
+    this.#memory ??= takeMemory(this.#memorySize);
     const { storeMs } = this;
     this.store.later = storeMs === 0 ? null : (end) => void this.world.after(storeMs, end);
     this.store.onCut = () => {
       this.#cut = true;
     };
     this.card = new InProcessCard({
-      firmware: this.#firmware ?? loadFirmware(),
+      firmware: this.#firmware ?? FIRMWARE,
       settings: this.settings,
       path: { address: { path: 'simulated' } },
-      memorySize: this.#memorySize,
+      memory: this.#memory,
       store: this.store,
       world: this.world,
     });
@@ -126,6 +138,12 @@ export class StoreRig {
     this.cable = new Cable([this.card.frontEnd]);
     this.card.start().catch(() => {});
     this.until(() => this.card.statistics().storeState === 'refused' || this.ready(), limitMs);
+  }
+
+  /** The end of the rig; what it had is for others. */
+  dispose(): void {
+    this.powerOff();
+    this.store.recycle();
   }
 
   ready(): boolean {
@@ -140,6 +158,8 @@ export class StoreRig {
   powerOff(): void {
     this.card.cut();
     this.world.breakLinks();
+    if (this.#memory !== null) giveMemoryBack(this.#memory);
+    this.#memory = null;
   }
 
   until(condition: () => boolean, limitMs = 60_000): boolean {
