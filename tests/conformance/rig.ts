@@ -45,6 +45,7 @@ export type MakeRig = (devices: DeviceOptions[]) => Promise<Rig>;
 export type MakeCard = (settings: CardSettings, path: NetworkPath, deviceNumber: 0 | 1, world?: World) => Card;
 
 const LIMIT_MS = 60_000;
+const LOOK_INTERVAL_MS = 2;
 
 function makeDisks(devices: DeviceOptions[]): { disks: FaultyDisk[]; server: FaultyDisks } {
   const disks = devices.map(({ size }) => new FaultyDisk(size));
@@ -135,6 +136,23 @@ export function socketRig(makeCard: MakeCard): MakeRig {
     const checkCrash = watch(cards);
     const cable = new Cable(cards.map((card) => card.frontEnd));
     await Promise.all(cards.filter((_, index) => !devices[index].dead).map((card) => card.start()));
+    /** The card answers, or some time passes: what is waited for may be the server's. Asking all the time would take the processor from the card. */
+    const answer = (): Promise<void> =>
+      new Promise((resolve) => {
+        const { onDmaRequest } = cable;
+        const done = (): void => {
+          clearTimeout(timer);
+          cable.onAnswer = () => {};
+          cable.onDmaRequest = onDmaRequest;
+          resolve();
+        };
+        const timer = setTimeout(done, LOOK_INTERVAL_MS);
+        cable.onAnswer = done;
+        cable.onDmaRequest = () => {
+          onDmaRequest();
+          done();
+        };
+      });
     return {
       cable,
       cards,
@@ -146,7 +164,7 @@ export function socketRig(makeCard: MakeCard): MakeRig {
           if (performance.now() > endMs) {
             throw new Error(`what was waited for did not happen within ${limitMs} ms: ${condition}`);
           }
-          await new Promise((resolve) => setImmediate(resolve));
+          await answer();
         }
       },
       pass: (ms) => sleep(ms),
