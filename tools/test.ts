@@ -5,7 +5,8 @@
 //   firmware     assembly/**/*.spec.ts with as-pect
 //   host         *.test.ts with node:test, each file in a process of its own
 //
-// Two at a time, but the files of one folder one after the other: they share what they build.
+// One more at a time than there are processors: many wait for a card or a time-out now and then. The files of one folder run one after the
+// other, as they share what they build; those of tests/boards share it by their content (tools/boards/c-build.ts), and run as they come.
 // The last line is `N passed, M failed`. Skipped tests are listed with their reasons; one without a reason fails.
 
 import { readdirSync } from 'node:fs';
@@ -28,7 +29,8 @@ interface Task {
 }
 
 /** What is soon said comes first, then folders whose tests take long: the others fill the second core meanwhile. */
-const FIRST_LANES = ['biome', 'tsc', 'tests/boards', 'tests/pc'];
+const FIRST_LANES = ['biome', 'tsc', 'tests/pc', 'tests/local-store'];
+const FREE_FOLDER = 'tests/boards';
 
 interface Finished extends Result {
   task: Task;
@@ -92,11 +94,12 @@ async function runLanes(lanes: Task[][], width: number, finished: Finished[]): P
   await Promise.all(Array.from({ length: width }, worker));
 }
 
-/** Test files of one folder share a lane; everything else has one of its own. */
+/** Test files of one folder share a lane, but those of FREE_FOLDER; everything else has one of its own. */
 function lanesOf(tasks: Task[]): Task[][] {
   const lanes = new Map<string, Task[]>(FIRST_LANES.map((lane) => [lane, []]));
   for (const task of tasks) {
-    const key = task.suite === 'host' ? dirname(task.name) : task.name;
+    const folder = dirname(task.name);
+    const key = task.suite === 'host' && folder !== FREE_FOLDER ? folder : task.name;
     lanes.set(key, [...(lanes.get(key) ?? []), task]);
   }
   return [...lanes.values()];
@@ -154,7 +157,7 @@ async function main([option, ...texts]: string[]): Promise<void> {
   }
   const started = performance.now();
   const finished: Finished[] = [];
-  await runLanes(lanesOf(tasks), Math.min(2, availableParallelism()), finished);
+  await runLanes(lanesOf(tasks), Math.min(2, availableParallelism()) + 1, finished);
   showSummary(finished, (performance.now() - started) / 1000);
   if (tasks.length === 0) process.stderr.write(`no test has "${texts.join('" and "')}" in its name\n`);
   if (tasks.length === 0 || sum(finished, 'failed') > 0) process.exitCode = 1;

@@ -1,6 +1,6 @@
 // The programs that the tests of this folder run, built when their sources have changed.
 
-import { copyFileSync, mkdirSync } from 'node:fs';
+import { copyFileSync, mkdirSync, renameSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { buildPosix, buildZynq, FIRMWARE_FILE } from '../../tools/build-boards.js';
 
@@ -9,7 +9,9 @@ const BOARDS = join(ROOT, 'build', 'boards');
 /** A copy, so that a firmware that is built meanwhile is not half of a test's. */
 export const FIRMWARE = join(BOARDS, 'test-firmware.wasm');
 mkdirSync(BOARDS, { recursive: true });
-copyFileSync(join(ROOT, FIRMWARE_FILE), FIRMWARE);
+const copy = `${FIRMWARE}.${process.pid}`;
+copyFileSync(join(ROOT, FIRMWARE_FILE), copy);
+renameSync(copy, FIRMWARE);
 
 export const POSIX_CARD = join(BOARDS, 'test-ribbon-card');
 export const POSIX_CARD_SANITIZED = join(BOARDS, 'test-ribbon-card-sanitized');

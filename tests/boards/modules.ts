@@ -1,7 +1,7 @@
 // Small firmwares in WebAssembly text, good and hostile, for the engine tests.
 
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 export interface TestModule {
@@ -275,9 +275,13 @@ export const REFUSED: (TestModule & { reason: RegExp })[] = [
 /** Assembles into `folder`; returns the file. */
 export function assemble(module: TestModule, folder: string): string {
   mkdirSync(folder, { recursive: true });
-  const text = join(folder, `${module.name}.wat`);
+  // Under names of this process: several test files make the same modules at once.
+  const text = join(folder, `${module.name}.${process.pid}.wat`);
+  const partial = join(folder, `${module.name}.${process.pid}.wasm`);
   const wasm = join(folder, `${module.name}.wasm`);
   writeFileSync(text, module.text);
-  execFileSync('wat2wasm', [...(module.unchecked ? ['--no-check'] : []), text, '-o', wasm]);
+  execFileSync('wat2wasm', [...(module.unchecked ? ['--no-check'] : []), text, '-o', partial]);
+  rmSync(text);
+  renameSync(partial, wasm);
   return wasm;
 }

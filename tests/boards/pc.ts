@@ -4,6 +4,7 @@ import type { Cable } from '../../host/front-end/cable.js';
 import { Register, STATUS_BSY, STATUS_DF, STATUS_DRQ, STATUS_ERR } from '../../host/front-end/front-end.js';
 
 const SECTOR = 512;
+const LOOK_INTERVAL_MS = 5;
 const TIMEOUT_MS = 30_000;
 
 export const Command = {
@@ -45,8 +46,19 @@ export class Pc {
       if ((status & STATUS_BSY) === 0) return status;
       if (this.#isOff) throw new Error('this PC is off');
       if (Date.now() > deadline) throw new Error('the card shows BSY for 30 s');
-      await new Promise((done) => setImmediate(done));
+      await this.#answer();
     }
+  }
+
+  /** The card answers, or some time passes: the PC may be switched off meanwhile. */
+  #answer(): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, LOOK_INTERVAL_MS);
+      this.cable.onAnswer = this.cable.onDmaRequest = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
   }
 
   async identify(): Promise<Uint16Array> {
@@ -132,7 +144,7 @@ export class Pc {
         if ((this.cable.readAlternateStatus() & STATUS_BSY) === 0) break;
         if (this.#isOff) throw new Error('this PC is off');
         if (Date.now() > deadline) throw new Error('the card asks for no DMA for 30 s');
-        await new Promise((done) => setImmediate(done));
+        await this.#answer();
         continue;
       }
       move(block, at);

@@ -3,7 +3,7 @@
 
 import { execFile, execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { rename, rm } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { basename, join } from 'node:path';
@@ -52,8 +52,11 @@ function hashFile(file: string): string {
 
 /** A file written by this build has changed under the cache of hashes. */
 export function writeGenerated(file: string, content: string | Uint8Array): void {
-  if (!existsSync(file) || !readFileSync(file).equals(Buffer.from(content))) writeFileSync(file, content);
   fileHashes.delete(file);
+  if (existsSync(file) && readFileSync(file).equals(Buffer.from(content))) return;
+  const partial = `${file}.${process.pid}`;
+  writeFileSync(partial, content);
+  renameSync(partial, file);
 }
 
 /** Compiles and links; returns true when anything had to be done. */
