@@ -12,10 +12,19 @@
 
 static int listener = -1, front_end = -1;
 
+/// A card that was killed leaves its socket behind: nobody listens there.
+static void remove_left_behind(const struct sockaddr_un *address) {
+  const int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (probe < 0) return;
+  if (connect(probe, (const struct sockaddr *)address, sizeof *address) != 0 && errno == ECONNREFUSED) unlink(address->sun_path);
+  close(probe);
+}
+
 void doorbell_listen(const char *path) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   if (strlen(path) >= sizeof address.sun_path) posix_fail("doorbell path is too long", path);
   strcpy(address.sun_path, path);
+  remove_left_behind(&address);
   listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 1) != 0) {
     posix_fail("cannot listen on the doorbell", path);
