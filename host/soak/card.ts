@@ -121,6 +121,11 @@ export class SimulatedCard {
     );
   }
 
+  /** The linear memory, as of the last power-on. */
+  get memory(): Uint8Array {
+    return this.#bytes;
+  }
+
   /** What statistics().lagBytes is, without reading all the rest. */
   get lagBytes(): number {
     return (
