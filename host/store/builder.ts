@@ -11,10 +11,18 @@ import { BLOCK_SIZE, type BlockRange, levelsOf, type Nodes, TreeView } from './t
 /** Changed blocks that are hashed and brought into the tree in one go. */
 const BUILD_BLOCKS = 16384;
 
+/** A tree that is being changed. */
+export interface Top {
+  root: Buffer;
+  size: number;
+}
+
 export class TreeBuilder {
   readonly statistics: BlobStatistics = { blocks: 0, newBlobs: 0, newBytes: 0 };
   /** Told of every blob that is used again: a garbage collection that is running must not take it. */
   onReuse: (hash: Buffer) => void = () => {};
+  /** Trees that are coming into being in several steps: none may lose what an earlier one has made. */
+  readonly live = new Set<Top>();
   private lockTail: Promise<void> = Promise.resolve();
 
   constructor(
@@ -24,13 +32,14 @@ export class TreeBuilder {
     private readonly newPause: () => Pause,
   ) {}
 
-  /** The durable root of a tree with the changes applied; `changed` is told which blocks are not what they were. */
-  async build(root: Buffer, oldSize: number, size: number, changes: Overlay, changed: RangeCollector): Promise<Buffer> {
+  /**
+   * Brings the changes into the tree `top`, which becomes another, durable, step by step: the caller keeps it among the roots that garbage
+   * collection looks at. `changed` is told which blocks are not what they were.
+   */
+  async build(top: Top, size: number, changes: Overlay, changed: RangeCollector): Promise<void> {
     const numbers = Float64Array.from(changes.blocks.keys()).sort();
     const positions = (block: number) => changes.blocks.get(block)!;
     const { journal } = this;
-    let top = root;
-    let topSize = oldSize;
     let zeroed = changes.ranges();
     for (let first = 0; first < numbers.length || zeroed.length > 0; first += BUILD_BLOCKS) {
       const blocks = numbers.subarray(first, first + BUILD_BLOCKS);
@@ -56,12 +65,10 @@ export class TreeBuilder {
           }
         },
       };
-      top = await this.addBlocks(top, topSize, size, blocks, source, zeroed, changed);
-      topSize = size;
+      await this.raise(top, size, blocks, source, zeroed, changed);
       zeroed = [];
     }
-    if (topSize !== size) top = await this.addBlocks(top, topSize, size, new Float64Array(0), NO_BLOCKS, []);
-    return top;
+    if (top.size !== size) await this.raise(top, size, new Float64Array(0), NO_BLOCKS, [], changed);
   }
 
   /** Stores blocks (ascending) on top of a tree; the returned root is durable. */
@@ -72,8 +79,20 @@ export class TreeBuilder {
     blocks: Float64Array,
     source: BlockSource,
     zeroed: BlockRange[],
-    changed: RangeCollector = new RangeCollector(),
   ): Promise<Buffer> {
+    const top = { root, size: oldSize };
+    await this.raise(top, size, blocks, source, zeroed, new RangeCollector());
+    return top.root;
+  }
+
+  private raise(
+    top: Top,
+    size: number,
+    blocks: Float64Array,
+    source: BlockSource,
+    zeroed: BlockRange[],
+    changed: RangeCollector,
+  ): Promise<void> {
     return this.withBlobLock(async () => {
       const pause = this.newPause();
       const { statistics } = this;
@@ -82,10 +101,12 @@ export class TreeBuilder {
         const hashes = await storeBlocks(writer, blocks, source, statistics, pause);
         const changes: BlockChanges = { blocks, hashes, zeroed };
         const update = new TreeUpdate(this.nodes, writer, changes, pause, changed);
-        const top = await update.run(root, levelsOf(oldSize), levelsOf(size));
+        const root = await update.run(top.root, levelsOf(top.size), levelsOf(size));
         await writer.finish();
         await this.index.apply(writer.batch);
-        return top;
+        // Still inside the lock: a collection that begins when it is let go must see the new root.
+        top.root = root;
+        top.size = size;
       } finally {
         this.nodes.fresh.clear();
       }
@@ -109,8 +130,14 @@ export class TreeBuilder {
 
   /** A tree view with changes applied, for an epoch that has grown too large for memory. */
   async buildView(under: TreeView, changes: Overlay, size: number, changed: RangeCollector): Promise<TreeView> {
-    const root = await this.build(under.root, under.size, size, changes, changed);
-    return new TreeView(this.nodes, root, size);
+    const top: Top = { root: under.root, size: under.size };
+    this.live.add(top);
+    try {
+      await this.build(top, size, changes, changed);
+      return new TreeView(this.nodes, top.root, size);
+    } finally {
+      this.live.delete(top);
+    }
   }
 }
 

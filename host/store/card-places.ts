@@ -2,7 +2,7 @@
 // (SPEC.md "Between a card and the image server"). The decision itself is judgeCard().
 
 import { Failure } from '../failure.js';
-import { type CardHello, type CardPlace, type Client, ExportRefused } from '../server/export.js';
+import { type CardHello, type CardPlace, type Client, ExportError, ExportRefused } from '../server/export.js';
 import { CARDS_MAX, type CardState, judgeCard } from './cards.js';
 import { idOf, type Line } from './line.js';
 import { LineExport } from './line-export.js';
@@ -22,6 +22,8 @@ export class CardPlaces {
     if (!this.store.allows(client, name, 'write'))
       throw new ExportRefused('plain', 'read-only: nothing is kept for this card');
     if (this.store.isClosing || image.moving) throw new ExportRefused('policy', 'the server is busy, try again');
+    // What a card has is noted in its line: that is for the server that writes to it.
+    await this.claim(image);
     if (image.record.cards?.[hello.card]?.leaving === true && !hello.dirty) {
       await this.store.images.changeLine(image, (it) => {
         const { branch: _branch, leaving: _leaving, ...rest } = it.cards![hello.card];
@@ -30,6 +32,7 @@ export class CardPlaces {
     }
     const branch = image.record.cards?.[hello.card]?.branch;
     const line = (branch === undefined ? undefined : this.store.lines.get(`${imageOf(name)}/${branch}`)) ?? image;
+    if (line !== image) await this.claim(line);
     // An earlier connection of the card may be half open: nothing that is still on its way there may count after this.
     for (const other of [...line.exports]) {
       if (other.card?.card === hello.card && other.identity === client.identity)
@@ -73,6 +76,15 @@ export class CardPlaces {
       };
     } finally {
       view.close();
+    }
+  }
+
+  private async claim(line: Line): Promise<void> {
+    try {
+      await this.store.claim(line);
+    } catch (error) {
+      if (error instanceof ExportError) throw new ExportRefused('policy', error.message);
+      throw error;
     }
   }
 

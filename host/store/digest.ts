@@ -80,7 +80,7 @@ export class BlobWriter {
     const blobs = this.nodeBlobs;
     if (blobs.length === 0) return;
     this.nodeBlobs = [];
-    this.write(blobs, Buffer.concat(blobs.map((blob) => blob.bytes)), null);
+    this.write(blobs, Buffer.concat(blobs.map((blob) => blob.bytes)), null, true);
   }
 
   private flushBlocks(): void {
@@ -90,7 +90,7 @@ export class BlobWriter {
     const payload = Buffer.concat(blobs.map((blob) => blob.bytes));
     const job: Promise<void> = this.nodes.packs.codec
       .compress(payload)
-      .then((packed) => this.write(blobs, payload, packed))
+      .then((packed) => this.write(blobs, payload, packed, false))
       .catch((error: unknown) => {
         this.failure ??= error ?? new Error('compression failed');
       })
@@ -98,8 +98,8 @@ export class BlobWriter {
     this.packing.add(job);
   }
 
-  private write(blobs: Blob[], payload: Buffer, packed: Buffer | null): void {
-    const locations: Location[] = this.nodes.packs.writeGroup(blobs, payload, packed);
+  private write(blobs: Blob[], payload: Buffer, packed: Buffer | null, nodes: boolean): void {
+    const locations: Location[] = this.nodes.packs.writeGroup(blobs, payload, packed, nodes);
     for (const [index, blob] of blobs.entries()) this.batch.blobs.push([blob.hash, locations[index]]);
   }
 }

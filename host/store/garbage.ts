@@ -151,7 +151,7 @@ async function sweep(store: Store, marks: Marks, pack: number, report: GarbageRe
       if (blobs.length === 0) return;
       const payload = Buffer.concat(blobs.map((blob) => blob.bytes));
       const packed = nodes ? null : await store.packs.codec.compress(payload);
-      const locations = store.packs.writeGroup(blobs, payload, packed);
+      const locations = store.packs.writeGroup(blobs, payload, packed, nodes);
       written += locations[0].groupLength;
       for (const [index, blob] of blobs.entries()) {
         batch.blobs.push([blob.hash, locations[index]]);

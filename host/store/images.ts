@@ -1,6 +1,7 @@
 // What administrators do to images and branches: each is one index transaction, and they are done one after the other.
 
 import { Failure } from '../failure.js';
+import { ConflictError } from './bucket/shared.js';
 import { type CardState, generationId } from './cards.js';
 import { blocksIn, decodeChanges, encodeChanges, type Ranges, union } from './changes.js';
 import { exportImage } from './image-export.js';
@@ -32,7 +33,17 @@ export class Images {
   }
 
   private putLine(...details: Parameters<Images['putLineNow']>): Promise<Line> {
-    return this.inTurn(() => this.putLineNow(...details));
+    return this.inTurn(async () => {
+      for (;;) {
+        try {
+          return await this.putLineNow(...details);
+        } catch (error) {
+          // Another server has made an image at the same moment, and both had taken the same number.
+          if (!(error instanceof ConflictError && error.again)) throw error;
+          await new Promise<void>((resolve) => setTimeout(resolve, 20));
+        }
+      }
+    });
   }
 
   private async putLineNow(
@@ -158,6 +169,7 @@ export class Images {
     who: string,
     adopted: { record: GenerationRecord; cards: LineRecord['cards'] } | null = null,
   ): Promise<number> {
+    await this.store.claimFor(line);
     if (line.removed) throw new Failure(`${line.name} has been removed`);
     if (line.writer !== null && !line.writer.epochEmpty) {
       throw new Failure(
@@ -272,14 +284,21 @@ export class Images {
 
   changeLine(line: Line, change: (record: LineRecord) => void): Promise<void> {
     return this.inTurn(async () => {
+      await this.store.claimFor(line);
       await restOfDigest(line);
       if (line.removed) throw new Failure(`${line.name} has been removed`);
+      const before = line.record;
       const record: LineRecord = { ...line.record, tags: { ...line.record.tags }, cards: { ...line.record.cards } };
       change(record);
       const batch = emptyBatch();
       batch.records.push([`line/${line.name}`, record]);
       line.record = record;
-      await this.store.index.apply(batch);
+      try {
+        await this.store.index.apply(batch);
+      } catch (error) {
+        if (line.record === record) line.record = before;
+        throw error;
+      }
     });
   }
 
@@ -305,7 +324,11 @@ export class Images {
     for (const it of held) if (it.moving) throw new Failure(`${it.name} is being moved: try again`);
     for (const it of held) it.moving = true;
     try {
-      for (const it of moved) await this.store.digest(it);
+      for (const it of moved) {
+        await this.store.claimFor(it);
+        await this.store.digest(it);
+      }
+      if (this.store.lines.has(to)) throw new Failure(`there is an image "${to}" already`);
       const batch = emptyBatch();
       for (const it of moved) {
         const name = to + it.name.slice(from.length);
@@ -338,6 +361,8 @@ export class Images {
       throw new Failure(
         `${name} has tags, which are to be kept for ever (${tags.join(', ')}): untag them, or use force`,
       );
+    await this.store.claimFor(line);
+    if (line.exports.size > 0) throw new Failure(`${name} is open: its clients must disconnect first`);
     line.removed = true;
     this.store.lines.delete(name);
     await restOfDigest(line);
@@ -347,7 +372,15 @@ export class Images {
       batch.records.push([key, undefined]);
       batch.changes.push([key, undefined]);
     }
-    await this.store.index.apply(batch);
+    try {
+      await this.store.index.apply(batch);
+    } catch (error) {
+      if (this.store.linesById.has(line.record.id)) {
+        line.removed = false;
+        this.store.lines.set(name, line);
+      }
+      throw error;
+    }
     this.store.linesById.delete(line.record.id);
     for (const pending of line.pending.splice(0)) this.store.releasePending(pending);
     line.view.close();
@@ -363,6 +396,7 @@ export class Images {
     const kept = new Set([line.record.head, ...Object.values(line.record.tags), ...cards]);
     const forgotten = new Set(generations.filter((generation) => !kept.has(generation)));
     if (forgotten.size === 0) return;
+    await this.store.claimFor(line);
     await this.store.index.apply(this.forgetBatch(line, forgotten));
   }
 

@@ -52,6 +52,8 @@ export interface IndexBatch {
   records: [key: string, value: unknown][];
   /** Change lists, by their generation's key; undefined removes. */
   changes: [key: string, list: Buffer | undefined][];
+  /** Shared.epoch when what the batch builds on was read, where that is earlier than apply(). */
+  epoch?: number;
 }
 
 export function emptyBatch(): IndexBatch {

@@ -153,6 +153,11 @@ export class LineExport implements OpenExport {
   // --- writing
 
   write(offset: number, data: Buffer): Done {
+    const claim = this.claim();
+    if (claim !== null) {
+      const copy = Buffer.from(data);
+      return claim.then(() => this.write(offset, copy));
+    }
     this.becomeWriter();
     const wait = this.store.room(this);
     if (wait !== null) {
@@ -247,6 +252,8 @@ export class LineExport implements OpenExport {
   }
 
   zero(offset: number, length: number): Done {
+    const claim = this.claim();
+    if (claim !== null) return claim.then(() => this.zero(offset, length));
     this.becomeWriter();
     const end = offset + length;
     const first = Math.ceil(offset / BLOCK_SIZE);
@@ -267,6 +274,7 @@ export class LineExport implements OpenExport {
 
   /** See OpenExport. */
   async writeKnown(offset: number, hash: Buffer): Promise<boolean> {
+    await this.claim();
     this.becomeWriter();
     const location = this.store.index.blob(hash);
     if (location === null || location.length !== BLOCK_SIZE || offset + BLOCK_SIZE > this.size) return false;
@@ -274,6 +282,13 @@ export class LineExport implements OpenExport {
     if (block === null) return false;
     await this.write(offset, block);
     return true;
+  }
+
+  /** Another server may have the line: null when that is not so, or not the reason why there can be no writing. */
+  private claim(): Promise<void> | null {
+    const { line } = this;
+    if (line.writer === this || this.readOnly || this.lost !== null || line.removed) return null;
+    return this.store.claim(line);
   }
 
   private becomeWriter(): void {
@@ -392,10 +407,7 @@ export class LineExport implements OpenExport {
         () => this.commit(),
       );
     }
-    if (this.epochEmpty) {
-      const newest = this.line.pending.at(-1);
-      return newest === undefined || newest.isDurable ? undefined : newest.durable;
-    }
+    if (this.epochEmpty) return this.store.newestDurable(this.line);
     if (this.line.writer !== this) throw new ExportError('ESHUTDOWN', 'another connection has become the writer');
     const done = this.store.commitEpoch(this.line, this.epoch, this.base, this.baseChanges, this.client.identity);
     this.epoch = new Overlay();
@@ -409,6 +421,7 @@ export class LineExport implements OpenExport {
   /** What the card's records up to `upTo` have written becomes the next generation, even when that is nothing: `upTo` is part of it. */
   async commitCard(upTo: number): Promise<{ generation: number; id: string }> {
     while (this.spill !== null) await this.spill.catch(() => {});
+    await this.claim();
     this.becomeWriter();
     const { card, session } = this.card!;
     const { epoch, base, baseChanges } = this;

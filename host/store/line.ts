@@ -89,6 +89,8 @@ export class Line {
   digestedId: string;
   /** Counts the times that the layers were replaced, so that a digest that ends then leaves them alone. */
   layerChanges = 0;
+  /** Counts the times that what was committed here was given up because another server had gone on without it. */
+  resets = 0;
   writer: LineExport | null = null;
   readonly exports = new Set<LineExport>();
   digesting: Promise<void> | null = null;

@@ -15,7 +15,7 @@ const PACK_MAGIC = 0x4b504252; // "RBPK"
 const GROUP_MAGIC = 0x47504252; // "RBPG"
 export const PACK_HEADER = 64;
 export const GROUP_HEADER = 32;
-const ENTRY = 36;
+export const PACK_ENTRY = 36;
 export const GROUP_BLOBS = 16;
 /** A pack is closed when it has grown to this: garbage collection works on one pack at a time. */
 const PACK_SIZE_MAX = 256 * 1024 * 1024;
@@ -32,6 +32,8 @@ interface Pack {
   file: StoreFile;
   size: number;
   dirty: boolean;
+  /** Since files were last closed. */
+  used: boolean;
 }
 
 export class DamagedError extends Error {
@@ -46,13 +48,44 @@ export function sha256(bytes: Uint8Array): Buffer {
   return oneShot('sha256', bytes, 'buffer');
 }
 
+/** What must be read of a pack is not on this disk: fetch it and try again. */
+export class AbsentError extends Error {
+  override name = 'AbsentError';
+}
+
+/** A place in a pack: [from, to). */
+export interface Piece {
+  pack: number;
+  from: number;
+  to: number;
+}
+
+/** Where packs are when this disk is only a cache of them (a store in a bucket). */
+export interface PackSource {
+  /** The number of a new pack. */
+  takeNumber(): number;
+  /** Is any of this not here? */
+  isAbsent(pack: number, from: number, length: number): boolean;
+  /** Brings whole groups here, checked. Throws a DamagedError for what is damaged there too. */
+  fetch(pieces: Piece[]): Promise<void>;
+  /** What is here of the pack is bad: true when it has been thrown away and may be fetched again. */
+  distrust(pack: number): boolean;
+}
+
+/** Open files; those that were not used for the longest time are closed. */
+const FILES_MAX = 512;
+
 /** Reading this much for nothing is less than a read of its own. */
 const PIECE_GAP = 16_384;
 
 export class Packs {
   private readonly packs = new Map<number, Pack>();
+  /** Where groups are written; those of nodes have a pack of their own when packs go elsewhere. */
   private current: Pack | null = null;
+  private currentNodes: Pack | null = null;
   private nextNumber = 1;
+  /** With a source: packs that were made here and that it does not have yet. */
+  readonly made = new Set<number>();
   private readonly cache = new Map<number, Buffer>();
   private cacheBytes = 0;
   private folderDirty = false;
@@ -62,6 +95,7 @@ export class Packs {
     private readonly storeId: Buffer,
     readonly codec: Codec,
     private readonly packSizeMax = PACK_SIZE_MAX,
+    private readonly source: PackSource | null = null,
   ) {
     for (const name of files.list(FOLDER)) {
       const match = /^(\d{8,})\.rbp$/.exec(name);
@@ -69,14 +103,22 @@ export class Packs {
     }
   }
 
+  /** Most of what is read may not be on this disk. */
+  get isCache(): boolean {
+    return this.source !== null;
+  }
+
   // --- reading
 
   /** The file offset of a blob in a raw group. */
   static rawOffset(location: Location): number {
-    return location.groupOffset + GROUP_HEADER + ENTRY * location.count + location.inner;
+    return location.groupOffset + GROUP_HEADER + PACK_ENTRY * location.count + location.inner;
   }
 
+  /** Throws an AbsentError when there is a source that must be asked first. */
   readRaw(pack: number, offset: number, target: Uint8Array, at: number, length: number): void {
+    if (this.source?.isAbsent(pack, offset, length) === true)
+      throw new AbsentError(`pack ${pack} is not here at offset ${offset} + ${length}`);
     const { file } = this.pack(pack);
     if (file.read(target, at, length, offset) !== length) {
       throw new DamagedError(`pack ${pack} ends before offset ${offset} + ${length}`);
@@ -85,6 +127,7 @@ export class Packs {
 
   /** Brings what must be read of these blobs into the page cache; undefined where that is not needed. */
   prefetch(locations: Location[]): Promise<unknown> | undefined {
+    if (this.source !== null) return this.fetchAbsent(this.source, locations);
     const fetches: Promise<void>[] = [];
     for (const { pack, from, to } of piecesOf(locations)) {
       let file: StoreFile;
@@ -98,6 +141,35 @@ export class Packs {
       if (fetch !== undefined) fetches.push(fetch);
     }
     return fetches.length === 0 ? undefined : Promise.all(fetches);
+  }
+
+  private fetchAbsent(source: PackSource, locations: Location[]): Promise<void> | undefined {
+    const pieces: Piece[] = [];
+    for (const { pack, groupOffset, groupLength } of locations) {
+      const last = pieces.at(-1);
+      if (last !== undefined && last.pack === pack && last.from === groupOffset) continue;
+      if (!source.isAbsent(pack, groupOffset, groupLength)) continue;
+      pieces.push({ pack, from: groupOffset, to: groupOffset + groupLength });
+    }
+    return pieces.length === 0 ? undefined : source.fetch(pieces);
+  }
+
+  /** Does what needs a group, as soon as that is here; what turns out to be bad here is fetched again. */
+  private async withGroup<T>(location: Location | GroupPlace, read: () => T | Promise<T>): Promise<T> {
+    const { source } = this;
+    if (source === null) return read();
+    const { pack, groupOffset, groupLength } = location;
+    for (;;) {
+      if (source.isAbsent(pack, groupOffset, groupLength))
+        await source.fetch([{ pack, from: groupOffset, to: groupOffset + groupLength }]);
+      try {
+        return await read();
+      } catch (error) {
+        // It may have left the cache between the fetch and the read.
+        if (error instanceof AbsentError) continue;
+        if (!(error instanceof DamagedError) || !source.distrust(pack)) throw error;
+      }
+    }
   }
 
   /** The decoded payload of the location's group, when it is in memory. */
@@ -127,7 +199,11 @@ export class Packs {
   }
 
   /** A blob's bytes, checked against its hash. */
-  async blob(hash: Buffer, location: Location): Promise<Buffer> {
+  blob(hash: Buffer, location: Location): Promise<Buffer> {
+    return this.withGroup(location, () => this.readBlob(hash, location));
+  }
+
+  private async readBlob(hash: Buffer, location: Location): Promise<Buffer> {
     let bytes: Buffer;
     if (location.codec === CODEC_NONE) {
       bytes = Buffer.allocUnsafe(location.length);
@@ -141,11 +217,11 @@ export class Packs {
   }
 
   /** Reads, checks and decodes a whole group. */
-  async readGroup(where: {
-    pack: number;
-    groupOffset: number;
-    groupLength: number;
-  }): Promise<{ entries: GroupEntry[]; payload: Buffer }> {
+  readGroup(where: GroupPlace): Promise<{ entries: GroupEntry[]; payload: Buffer }> {
+    return this.withGroup(where, () => this.readGroupHere(where));
+  }
+
+  private async readGroupHere(where: GroupPlace): Promise<{ entries: GroupEntry[]; payload: Buffer }> {
     const { pack, groupOffset, groupLength } = where;
     const bytes = Buffer.allocUnsafe(groupLength);
     this.readRaw(pack, groupOffset, bytes, 0, groupLength);
@@ -159,21 +235,27 @@ export class Packs {
     const entries: GroupEntry[] = [];
     let inner = 0;
     for (let ordinal = 0; ordinal < header.count; ordinal++) {
-      const at = GROUP_HEADER + ordinal * ENTRY;
+      const at = GROUP_HEADER + ordinal * PACK_ENTRY;
       const length = bytes.readUInt16LE(at + 32);
       entries.push({ hash: Buffer.from(bytes.subarray(at, at + 32)), inner, length });
       inner += length;
     }
-    const stored = bytes.subarray(GROUP_HEADER + header.count * ENTRY);
+    const stored = bytes.subarray(GROUP_HEADER + header.count * PACK_ENTRY);
     const payload = header.codec === CODEC_NONE ? stored : await this.codec.decompress(stored, header.rawLength);
     if (payload.length !== inner)
       throw new DamagedError(`the group at ${groupOffset} of pack ${pack} has a wrong length`);
     return { entries, payload };
   }
 
+  /** See PackSource: true when a bad block may be asked for once more. */
+  distrust(pack: number): boolean {
+    return this.source?.distrust(pack) ?? false;
+  }
+
   private pack(number: number): Pack {
     let pack = this.packs.get(number);
     if (pack === undefined) {
+      this.closeUnused();
       let file: StoreFile;
       try {
         file = this.files.open(packName(number));
@@ -198,20 +280,54 @@ export class Packs {
         file.close();
         throw new DamagedError(`pack ${number} belongs to another store`);
       }
-      pack = { number, file, size: file.size(), dirty: false };
+      pack = { number, file, size: file.size(), dirty: false, used: true };
       this.packs.set(number, pack);
     }
+    pack.used = true;
     return pack;
+  }
+
+  private closeUnused(): void {
+    if (this.packs.size < FILES_MAX) return;
+    for (const [number, pack] of [...this.packs]) {
+      if (this.packs.size < FILES_MAX) return;
+      // What is used, and what must still be made durable, goes to the end of the queue.
+      this.packs.delete(number);
+      if (pack.used || pack.dirty || pack === this.current || pack === this.currentNodes) {
+        pack.used = false;
+        this.packs.set(number, pack);
+      } else {
+        pack.file.close();
+      }
+    }
+  }
+
+  /** Lets go of the file of a pack that is going to be another. */
+  closeFile(number: number): void {
+    this.packs.get(number)?.file.close();
+    this.packs.delete(number);
+  }
+
+  /** The 64 bytes that a pack begins with. */
+  header(number: number): Buffer {
+    const header = Buffer.alloc(PACK_HEADER);
+    header.writeUInt32LE(PACK_MAGIC, 0);
+    header.writeUInt16LE(VERSION, 8);
+    header.writeUInt16LE(PACK_HEADER, 10);
+    this.storeId.copy(header, 16);
+    header.writeUInt32LE(number, 32);
+    header.writeUInt32LE(zlib.crc32(header.subarray(8)), 4);
+    return header;
   }
 
   // --- writing
 
   /** Writes one group; `packed` is the compressed payload or null. Not durable before sync(). */
-  writeGroup(blobs: Blob[], payload: Buffer, packed: Buffer | null): Location[] {
+  writeGroup(blobs: Blob[], payload: Buffer, packed: Buffer | null, nodes: boolean): Location[] {
     const stored = packed ?? payload;
-    const tableLength = blobs.length * ENTRY;
+    const tableLength = blobs.length * PACK_ENTRY;
     const length = GROUP_HEADER + tableLength + stored.length;
-    const pack = this.packFor(length);
+    const pack = this.packFor(length, nodes);
     const bytes = Buffer.alloc(GROUP_HEADER + tableLength);
     const codec = packed === null ? CODEC_NONE : CODEC_ZSTD;
     bytes.writeUInt32LE(GROUP_MAGIC, 0);
@@ -222,7 +338,7 @@ export class Packs {
     const locations: Location[] = [];
     let inner = 0;
     for (const [ordinal, blob] of blobs.entries()) {
-      const at = GROUP_HEADER + ordinal * ENTRY;
+      const at = GROUP_HEADER + ordinal * PACK_ENTRY;
       blob.hash.copy(bytes, at);
       bytes.writeUInt16LE(blob.bytes.length, at + 32);
       locations.push({
@@ -249,24 +365,24 @@ export class Packs {
   /** Ends the current pack: what is written next begins a new one. */
   seal(): void {
     this.current = null;
+    this.currentNodes = null;
   }
 
-  private packFor(length: number): Pack {
-    if (this.current !== null && this.current.size + length <= this.packSizeMax) return this.current;
-    const number = this.nextNumber++;
+  private packFor(length: number, nodes: boolean): Pack {
+    const apart = nodes && this.source !== null;
+    const current = apart ? this.currentNodes : this.current;
+    if (current !== null && current.size + length <= this.packSizeMax) return current;
+    this.closeUnused();
+    const number = this.source?.takeNumber() ?? this.nextNumber++;
     const file = this.files.create(packName(number));
-    const header = Buffer.alloc(PACK_HEADER);
-    header.writeUInt32LE(PACK_MAGIC, 0);
-    header.writeUInt16LE(VERSION, 8);
-    header.writeUInt16LE(PACK_HEADER, 10);
-    this.storeId.copy(header, 16);
-    header.writeUInt32LE(number, 32);
-    header.writeUInt32LE(zlib.crc32(header.subarray(8)), 4);
-    file.write(header, 0, PACK_HEADER, 0);
+    file.write(this.header(number), 0, PACK_HEADER, 0);
     this.folderDirty = true;
-    this.current = { number, file, size: PACK_HEADER, dirty: true };
-    this.packs.set(number, this.current);
-    return this.current;
+    const pack = { number, file, size: PACK_HEADER, dirty: true, used: true };
+    if (apart) this.currentNodes = pack;
+    else this.current = pack;
+    if (this.source !== null) this.made.add(number);
+    this.packs.set(number, pack);
+    return pack;
   }
 
   async sync(): Promise<void> {
@@ -308,22 +424,31 @@ export class Packs {
 
   /** The hashes of a group's blobs, without its content. */
   groupHashes(where: { pack: number; groupOffset: number }, count: number): Buffer[] {
-    const table = Buffer.allocUnsafe(count * ENTRY);
+    const table = Buffer.allocUnsafe(count * PACK_ENTRY);
     this.readRaw(where.pack, where.groupOffset + GROUP_HEADER, table, 0, table.length);
-    return Array.from({ length: count }, (_, ordinal) => table.subarray(ordinal * ENTRY, ordinal * ENTRY + 32));
+    return Array.from({ length: count }, (_, ordinal) =>
+      table.subarray(ordinal * PACK_ENTRY, ordinal * PACK_ENTRY + 32),
+    );
   }
 
   remove(number: number): void {
+    this.discard(number);
+    this.files.remove(packName(number));
+  }
+
+  /** Forgets all that is in memory of a pack; its file is the caller's. */
+  discard(number: number): void {
     const pack = this.packs.get(number);
     pack?.file.close();
     if (this.current === pack) this.current = null;
+    if (this.currentNodes === pack) this.currentNodes = null;
     this.packs.delete(number);
+    this.made.delete(number);
     for (const [key, payload] of this.cache) {
       if (Math.floor(key / 0x1_0000_0000) !== number) continue;
       this.cache.delete(key);
       this.cacheBytes -= payload.length;
     }
-    this.files.remove(packName(number));
   }
 
   close(): void {
@@ -331,6 +456,12 @@ export class Packs {
     this.packs.clear();
     this.cache.clear();
   }
+}
+
+export interface GroupPlace {
+  pack: number;
+  groupOffset: number;
+  groupLength: number;
 }
 
 export interface GroupEntry {
@@ -348,7 +479,9 @@ export function damagedBlob(hash: Buffer, { pack, groupOffset }: { pack: number;
 }
 
 /** The group whose header this is; null when it is none or its checksum is wrong. */
-function parseGroupHeader(bytes: Buffer): { codec: number; count: number; length: number; rawLength: number } | null {
+export function parseGroupHeader(
+  bytes: Buffer,
+): { codec: number; count: number; length: number; rawLength: number } | null {
   if (bytes.length < GROUP_HEADER || bytes.readUInt32LE(0) !== GROUP_MAGIC) return null;
   if (bytes.readUInt32LE(4) !== zlib.crc32(bytes.subarray(8, GROUP_HEADER))) return null;
   const count = bytes[9];
@@ -356,18 +489,18 @@ function parseGroupHeader(bytes: Buffer): { codec: number; count: number; length
   return {
     codec: bytes[8],
     count,
-    length: GROUP_HEADER + count * ENTRY + storedLength,
+    length: GROUP_HEADER + count * PACK_ENTRY + storedLength,
     rawLength: bytes.readUInt32LE(20),
   };
 }
 
-function packName(number: number): string {
+export function packName(number: number): string {
   return `${FOLDER}/${String(number).padStart(8, '0')}.rbp`;
 }
 
 /** The pieces of packs that hold these blobs: raw blobs themselves, of a compressed group all of it. Neighbours are one piece. */
-function piecesOf(locations: Location[]): { pack: number; from: number; to: number }[] {
-  const pieces: { pack: number; from: number; to: number }[] = [];
+function piecesOf(locations: Location[]): Piece[] {
+  const pieces: Piece[] = [];
   for (const location of locations) {
     const { pack, groupOffset, groupLength } = location;
     const isRaw = location.codec === CODEC_NONE;

@@ -29,12 +29,24 @@ export class BlobSink {
     this.pins.clear();
   }
 
+  private spoilt: string | null = null;
+
+  /** What it counts on may be gone: nothing more is taken. */
+  spoil(reason: string): void {
+    this.spoilt = reason;
+  }
+
+  private checkSpoilt(): void {
+    if (this.spoilt !== null) throw new Failure(`${this.spoilt}: give the command again`);
+  }
+
   pinned(): Iterable<Buffer> {
     return this.pins.values();
   }
 
   /** Which of them, with all that is below, are in the store? Those stay there while this sink is open. */
   have(hashes: Buffer[]): Promise<boolean[]> {
+    this.checkSpoilt();
     return this.store.builder.withBlobLock(async () =>
       hashes.map((hash) => {
         if (isZeroHash(hash)) return true;
@@ -50,6 +62,7 @@ export class BlobSink {
   put(level: number, blobs: Buffer[]): Promise<void> {
     const { store } = this;
     return store.builder.withBlobLock(async () => {
+      this.checkSpoilt();
       const nodes = blobs.map((bytes) => (level === BLOCK_LEVEL ? checkBlock(bytes) : this.checkNode(level, bytes)));
       const writer = new BlobWriter(store.nodes, (hash) => store.builder.onReuse(hash), store.builder.statistics);
       try {

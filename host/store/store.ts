@@ -12,11 +12,14 @@ import {
   type CardHello,
   type CardPlace,
   type Client,
+  type Done,
   ExportError,
   type ExportListing,
   ExportRefused,
   type Exports,
 } from '../server/export.js';
+import { Membership } from './bucket/membership.js';
+import { ConflictError, Shared, type SharedOptions } from './bucket/shared.js';
 import { TreeBuilder } from './builder.js';
 import { CardPlaces } from './card-places.js';
 import { type CardCommit, generationId, withCommit } from './cards.js';
@@ -46,7 +49,7 @@ import { Overlay } from './overlay.js';
 import { Packs } from './pack.js';
 import { adoptRecords } from './recovery.js';
 import type { BlobSink } from './replica.js';
-import { openStoreFile } from './store-file.js';
+import { openCacheFile, openStoreFile } from './store-file.js';
 import { difference, Nodes, TreeView } from './tree.js';
 
 export type StoreLog = (level: 'info' | 'warn' | 'error', message: string) => void;
@@ -78,11 +81,16 @@ export interface StoreOptions {
   cardLostMs?: number;
   /** Bytes that the file system must have free for writing to go on. */
   reserveBytes?: number;
+  /** The truth is a bucket, and the folder a cache of it. */
+  bucket?: BucketOptions;
   /** For simulations. */
   nowMs?: () => number;
   pause?: () => Pause;
   freeBytes?: () => number;
 }
+
+/** As in SharedOptions. */
+export type BucketOptions = Omit<SharedOptions, 'log' | 'codec' | 'nowMs'>;
 
 interface StoreEvents {
   /** A new generation is durable. */
@@ -108,7 +116,11 @@ interface Parts {
   index: Index;
   storeId: Buffer;
   unlock: () => void;
+  shared?: Shared;
 }
+
+/** One publication uploads all of a pack: a smaller one is waited for less. */
+const BUCKET_PACK_SIZE_MAX = 32 * 1024 * 1024;
 
 /** At the maximum a store takes some ten seconds to open after a crash. */
 const JOURNAL_BUSY_BYTES = 2 * 1024 ** 3;
@@ -150,7 +162,9 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     this.log = options.log ?? (() => {});
     const segmentSlots = options.journalSegmentSlots;
     this.journal = new Journal(parts.files, parts.storeId, segmentSlots === undefined ? {} : { segmentSlots });
-    this.packs = new Packs(parts.files, parts.storeId, options.codec ?? zstdCodec, options.packSizeMax);
+    this.shared = parts.shared ?? null;
+    const packSizeMax = options.packSizeMax ?? (this.shared === null ? undefined : BUCKET_PACK_SIZE_MAX);
+    this.packs = new Packs(parts.files, parts.storeId, options.codec ?? zstdCodec, packSizeMax, this.shared);
     this.nodes = new Nodes(parts.index, this.packs);
     this.builder = new TreeBuilder(
       this.journal,
@@ -158,12 +172,16 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       parts.index,
       () => options.pause?.() ?? this.digestPause(),
     );
+    this.membership = this.shared === null ? null : new Membership(this.shared, () => this.lines.values());
     this.left = new LeftEpochs(this, options.cardLostMs ?? CARD_LOST_MS);
     this.unlock = parts.unlock;
     this.storeId = parts.storeId;
   }
 
   readonly storeId: Buffer;
+  /** The store in a bucket that this one is a part of; null for a store of its own. */
+  readonly shared: Shared | null;
+  readonly membership: Membership | null;
 
   private readonly unlock: () => void;
 
@@ -172,14 +190,21 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     fs.mkdirSync(folder, { recursive: true });
     const unlock = lockFolder(folder);
     try {
-      const storeId = openStoreFile(folder);
-      const index = new LmdbIndex(path.join(folder, 'index'));
       const freeBytes = () => {
         const status = fs.statfsSync(folder);
         return status.bavail * status.bsize;
       };
-      const parts = { files: new DiskFiles(folder), index, storeId, unlock };
-      return await Store.openParts(parts, { freeBytes, ...options });
+      const files = new DiskFiles(folder);
+      if (options.bucket !== undefined) {
+        const { log = () => {}, codec = zstdCodec, bucket } = options;
+        openCacheFile(folder, bucket.bucket.url);
+        const shared = await Shared.open(folder, { ...bucket, log, codec });
+        const parts = { files, index: shared, storeId: shared.storeId, unlock, shared };
+        return await Store.openParts(parts, { freeBytes, ...options });
+      }
+      const storeId = openStoreFile(folder);
+      const index = new LmdbIndex(path.join(folder, 'index'));
+      return await Store.openParts({ files, index, storeId, unlock }, { freeBytes, ...options });
     } catch (error) {
       unlock();
       throw error;
@@ -189,8 +214,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   /** A store on any files and index: for simulations and tests. */
   static async openParts(parts: Parts, options: StoreOptions = {}): Promise<Store> {
     const store = new Store(parts, options);
+    store.shared?.attach(store);
     store.loadLines();
     await store.recover();
+    store.membership?.start();
     return store;
   }
 
@@ -212,6 +239,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       this.journal.close();
     }
     await this.builder.withBlobLock(async () => {});
+    await this.membership?.leave();
     this.packs.close();
     await this.index.close();
     this.unlock();
@@ -229,7 +257,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   // --- lines
 
   private loadLines(): void {
-    if (this.index.record('store') === undefined && this.packs.numbers().length > 0) {
+    if (this.shared === null && this.index.record('store') === undefined && this.packs.numbers().length > 0) {
       throw new Failure('the store has packs but its index is empty: restore the folder "index" from a backup');
     }
     for (const [key, value] of this.index.records('line/')) {
@@ -249,6 +277,94 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     this.lines.set(record.name, line);
     this.linesById.set(record.id, line);
     return line;
+  }
+
+  // --- other servers on the same bucket
+
+  /** The log has changed these records: what stands in memory follows. */
+  refreshLines(keys: Iterable<string>): void {
+    const names = [...keys].filter((key) => key.startsWith('line/')).map((key) => key.slice('line/'.length));
+    const records = names.map((name) => this.index.record(`line/${name}`) as LineRecord | undefined);
+    const present = new Set(records.map((record) => record?.id));
+    for (const [index, name] of names.entries()) {
+      const line = this.lines.get(name);
+      const record = records[index];
+      if (line !== undefined && record?.id !== line.record.id) {
+        this.lines.delete(name);
+        if (!present.has(line.record.id)) this.dropLine(line);
+      }
+    }
+    for (const record of records) {
+      if (record === undefined) continue;
+      const newest = this.generationRecord(record.id, record.head)!;
+      const line = this.linesById.get(record.id);
+      if (line === undefined) this.addLine(record, newest);
+      else this.adoptHead(line, record, newest);
+    }
+  }
+
+  private dropLine(line: Line): void {
+    line.removed = true;
+    this.linesById.delete(line.record.id);
+    for (const opened of [...line.exports]) opened.fence(`${line.name} has been removed`);
+    line.view.close();
+  }
+
+  /** Another server has made this the line's newest generation (or has changed what else is known of the line). */
+  private adoptHead(line: Line, record: LineRecord, newest: GenerationRecord): void {
+    const isNew = newest.generation !== line.record.head || idOf(newest) !== line.digestedId;
+    this.lines.delete(line.record.name);
+    this.lines.set(record.name, line);
+    line.record = record;
+    if (!isNew) return;
+    for (const opened of [...line.exports])
+      if (opened.learnsOfChanges) opened.fence(`${line.name} was changed through another server`);
+    this.resetLine(line);
+    this.emit('commit', line.name, newest.generation, newest.who);
+  }
+
+  /** What is in the index is all there is of the line. */
+  private resetLine(line: Line): void {
+    const newest = this.generationRecord(line.record.id, line.record.head)!;
+    line.resets++;
+    for (const pending of line.pending.splice(0)) this.releasePending(pending);
+    line.head = newest.generation;
+    line.size = newest.size;
+    line.lastTimeMs = newest.timeMs;
+    line.digestedId = idOf(newest);
+    line.layerChanges++;
+    line.frozen = null;
+    line.committed = new Overlay();
+    line.view.close();
+    line.view = new TreeView(this.nodes, Buffer.from(newest.root, 'hex'), newest.size);
+  }
+
+  /** Nothing that this server has not brought to the bucket counts: its writers end. */
+  abandon(reason: string): void {
+    for (const sink of this.sinks) sink.spoil(reason);
+    for (const line of [...this.lines.values()]) {
+      for (const opened of [...line.exports]) if (opened.learnsOfChanges) opened.fence(reason);
+      // A digest that is under way still reads the journal: it will be refused, and then there is nothing left to keep.
+      void (line.digesting ?? Promise.resolve())
+        .catch(() => {})
+        .then(() => {
+          if (!line.removed && line.pending.length > 0) this.resetLine(line);
+        });
+    }
+  }
+
+  /** Null when this server may change the line now; else a promise to wait for. It rejects with an ExportError when another server does. */
+  claim(line: Line): Promise<void> | null {
+    if (this.shared === null || this.shared.owns(line.record.id)) return null;
+    return this.shared.claim(line.record.id).catch((error: unknown) => {
+      if (error instanceof ConflictError) throw new ExportError('EPERM', error.message);
+      throw error;
+    });
+  }
+
+  /** The same for what administrators do. */
+  async claimFor(line: Line): Promise<void> {
+    await this.shared?.claim(line.record.id);
   }
 
   line(name: string): Line {
@@ -545,7 +661,32 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
         throw error;
       },
     );
-    return pending.durable;
+    return this.shared === null ? pending.durable : pending.durable.then(() => this.published(line, generation));
+  }
+
+  /** Resolves when the generation is in the bucket. */
+  async published(line: Line, generation: number): Promise<void> {
+    const { resets } = line;
+    while (line.record.head < generation || line.resets !== resets) {
+      if (line.resets !== resets || line.removed)
+        throw new ExportError('ESHUTDOWN', `${line.name}: what was committed here has not reached the bucket`);
+      try {
+        await this.digest(line);
+      } catch (error) {
+        if (this.closing || line.resets !== resets) continue;
+        if (!(error instanceof ConflictError)) throw error;
+        // Who has given this server's work up tells so by resetting the line; else the same can be tried again.
+        await new Promise<void>((resolve) => setTimeout(resolve, 50));
+      }
+    }
+  }
+
+  /** What a flush with nothing to commit waits for: the commit before it. */
+  newestDurable(line: Line): Done {
+    const newest = line.pending.at(-1);
+    if (newest === undefined) return undefined;
+    if (this.shared === null) return newest.isDurable ? undefined : newest.durable;
+    return newest.durable.then(() => this.published(line, newest.generation));
   }
 
   /** Joins a generation that has just become durable with its predecessor when they are close in time and the digest has neither. */
@@ -618,6 +759,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     const found: { root: Buffer; size: number }[] = [...this.liveRoots];
     for (const { root, size } of importRecords(this).values()) found.push({ root: Buffer.from(root, 'hex'), size });
     for (const view of this.nodes.views) found.push({ root: view.root, size: view.size });
+    found.push(...this.builder.live);
     for (const line of this.lines.values()) {
       for (const { root, size } of this.generations(line.name)) found.push({ root: Buffer.from(root, 'hex'), size });
       for (const { base, size } of line.pending) if (base !== null) found.push({ root: base, size });
@@ -673,22 +815,21 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       line.committed = new Overlay();
       for (const pending of later) line.committed.merge(pending.changes, () => {});
     }
+    const epoch = this.shared?.epoch;
     const newest = this.generationRecord(line.record.id, line.record.head)!;
     const live = { root: Buffer.from(newest.root, 'hex') as Buffer, size: newest.size };
     this.liveRoots.add(live);
     try {
-      let size = newest.size;
       const records: GenerationRecord[] = [];
       const lists: (Ranges | null)[] = [];
       for (const pending of taken) {
         if (pending.base !== null) {
           live.root = pending.base;
-          size = pending.size;
+          live.size = pending.size;
         }
         const changed = new RangeCollector();
-        live.root = await this.builder.build(live.root, size, pending.size, pending.changes, changed);
-        size = pending.size;
-        live.size = size;
+        await this.builder.build(live, pending.size, pending.changes, changed);
+        const { size } = live;
         records.push({
           version: 1,
           generation: pending.generation,
@@ -704,9 +845,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
         });
         lists.push(pending.baseChanges === null ? null : union([pending.baseChanges, changed.ranges()]));
       }
-      const record: LineRecord = { ...line.record, head: records.at(-1)!.generation, size };
+      const record: LineRecord = { ...line.record, head: records.at(-1)!.generation, size: live.size };
       for (const it of taken) if (it.card !== null) record.cards = withCommit(record.cards, it, it.card, this.nowMs());
       const batch = emptyBatch();
+      if (epoch !== undefined) batch.epoch = epoch;
       let since = newest.generation;
       for (const [index, it] of records.entries()) {
         const key = generationKey(record.id, it.generation);
@@ -721,7 +863,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       line.digestedId = idOf(records.at(-1)!);
       line.pending.splice(0, taken.length);
       if (line.layerChanges === token) {
-        const view = new TreeView(this.nodes, live.root, size);
+        const view = new TreeView(this.nodes, live.root, live.size);
         view.adopt(line.view, frozen);
         line.view.close();
         line.view = view;
@@ -748,7 +890,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       const now = performance.now();
       if (now - since < 1) return;
       await new Promise<void>((resolve) => setImmediate(resolve));
-      const busyBytes = this.options.journalBusyBytes ?? JOURNAL_BUSY_BYTES;
+      const busyBytes = this.shared !== null ? 0 : (this.options.journalBusyBytes ?? JOURNAL_BUSY_BYTES);
       for (let waited = 0; waited < 200 && !this.closing; waited += 5) {
         if (this.nowMs() - this.lastWriteMs > IDLE_MS || this.journal.bytes >= busyBytes) break;
         await new Promise<void>((resolve) => setTimeout(resolve, 5));

@@ -10,7 +10,7 @@ import { RangeCollector, type Ranges } from './changes.js';
 import { CODEC_NONE } from './codec.js';
 import type { Index, Location } from './index.js';
 import type { Overlay } from './overlay.js';
-import { checkBlob, DamagedError, damagedBlob, Packs, sha256 } from './pack.js';
+import { AbsentError, checkBlob, DamagedError, damagedBlob, Packs, sha256 } from './pack.js';
 
 export const BLOCK_SIZE = 4096;
 export const FANOUT = 64;
@@ -232,14 +232,11 @@ export class TreeView {
           const fetch = this.resolve(position, length);
           if (fetch !== undefined) return fetch.then(() => this.read(position, target, at, length));
         }
-        if (leaf.state[child] === UNCHECKED) this.check(leaf, child, Math.ceil((within + length) / BLOCK_SIZE));
         const state = leaf.state[child];
-        if (state === RAW) {
-          // Blocks that lie one after the other in the pack are one read.
-          for (let next = child + 1; next < FANOUT && count < length && isNext(leaf, next); next++) {
-            count = Math.min(count + BLOCK_SIZE, length);
-          }
-          this.nodes.packs.readRaw(leaf.pack[child], leaf.offset[child] + within, target, at, count);
+        if (state === RAW || state === UNCHECKED) {
+          const done = this.readRaw(leaf, child, within, target, at, length);
+          if (done === 0) return this.readAbsent(position, target, at, length);
+          count = done;
         } else if (state === ZERO) {
           target.fill(0, at, at + count);
         } else {
@@ -254,6 +251,44 @@ export class TreeView {
       length -= count;
     }
     return undefined;
+  }
+
+  /** Raw blocks from `child` on that lie one after the other in the pack are one read. How many bytes that were; 0: they are not here. */
+  private readRaw(leaf: Node, child: number, within: number, target: Buffer, at: number, length: number): number {
+    try {
+      if (leaf.state[child] === UNCHECKED) this.check(leaf, child, Math.ceil((within + length) / BLOCK_SIZE));
+      let count = Math.min(BLOCK_SIZE - within, length);
+      for (let next = child + 1; next < FANOUT && count < length && isNext(leaf, next); next++) {
+        count = Math.min(count + BLOCK_SIZE, length);
+      }
+      this.nodes.packs.readRaw(leaf.pack[child], leaf.offset[child] + within, target, at, count);
+      return count;
+    } catch (error) {
+      if (error instanceof AbsentError) return 0;
+      // What a cache has may be bad: then it is asked for once more.
+      if (error instanceof DamagedError && this.nodes.packs.distrust(leaf.pack[child])) return 0;
+      throw error;
+    }
+  }
+
+  /** Fetches what is not on this disk of a range, then goes on. */
+  private async readAbsent(position: number, target: Buffer, at: number, length: number): Promise<void> {
+    await this.nodes.packs.prefetch(this.locations(position, length));
+    await this.read(position, target, at, length);
+  }
+
+  /** Where the blocks of a range lie, as far as the index knows: who reads one that is missing will say so. */
+  private locations(position: number, length: number): Location[] {
+    const last = Math.floor((position + length - 1) / BLOCK_SIZE);
+    const locations: Location[] = [];
+    for (let block = Math.floor(position / BLOCK_SIZE); block <= last; block++) {
+      const leaf = this.leaf(Math.floor(block / FANOUT));
+      const child = block % FANOUT;
+      if (leaf === null || leaf.state[child] === ZERO) continue;
+      const location = this.nodes.index.blob(leaf.child(child));
+      if (location !== null) locations.push(location);
+    }
+    return locations;
   }
 
   /** Decodes the group that the first block lies in, then goes on. */
@@ -299,7 +334,7 @@ export class TreeView {
       leaf.pack[child] = location.pack;
       leaf.offset[child] = Packs.rawOffset(location);
     }
-    return length < PREFETCH_MIN ? undefined : this.nodes.packs.prefetch(locations);
+    return length < PREFETCH_MIN && !this.nodes.packs.isCache ? undefined : this.nodes.packs.prefetch(locations);
   }
 
   /** Checks blocks from `child` on against their hashes, at most `most` that lie one after the other; after that the page cache is

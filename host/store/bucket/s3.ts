@@ -67,7 +67,8 @@ export class Bucket {
     this.prefix = rest.map((part) => `${part}/`).join('');
     this.url = `${this.base.origin}${this.bucketPath}/${this.prefix}`;
     const options = { keepAlive: true, maxSockets: SOCKETS_MAX };
-    this.agent = this.base.protocol === 'https:' ? new https.Agent({ ...options, ca: settings.ca }) : new http.Agent(options);
+    this.agent =
+      this.base.protocol === 'https:' ? new https.Agent({ ...options, ca: settings.ca }) : new http.Agent(options);
   }
 
   close(): void {
@@ -100,7 +101,8 @@ export class Bucket {
 
   async remove(name: string): Promise<void> {
     const answer = await this.request('DELETE', name, {});
-    if (answer.status !== 204 && answer.status !== 200 && answer.status !== 404) throw refused(answer, `DELETE ${name}`);
+    if (answer.status !== 204 && answer.status !== 200 && answer.status !== 404)
+      throw refused(answer, `DELETE ${name}`);
   }
 
   /** The objects whose names begin with `prefix`, in the order of their names; `after`: only those behind it. */
@@ -128,7 +130,11 @@ export class Bucket {
   private async request(
     method: string,
     name: string | null,
-    { headers = {}, query = {}, body = null }: { headers?: Record<string, string>; query?: Record<string, string>; body?: Buffer | null },
+    {
+      headers = {},
+      query = {},
+      body = null,
+    }: { headers?: Record<string, string>; query?: Record<string, string>; body?: Buffer | null },
   ): Promise<Answer> {
     const path = name === null ? this.bucketPath : `${this.bucketPath}/${this.prefix}${name}`;
     const url = new URL(path, this.base.origin);
@@ -139,7 +145,9 @@ export class Bucket {
       url: url.toString(),
       headers: {
         ...headers,
-        'x-amz-content-sha256': createHash('sha256').update(body ?? '').digest('hex'),
+        'x-amz-content-sha256': createHash('sha256')
+          .update(body ?? '')
+          .digest('hex'),
         ...(body === null ? {} : { 'content-md5': createHash('md5').update(body).digest('base64') }),
       },
       accessKeyId,
