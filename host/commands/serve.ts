@@ -12,6 +12,7 @@ import { HttpServer } from '../server/http-server.js';
 import { type ListenAddress, parseListen } from '../server/listen.js';
 import { SecondWriters } from '../server/second-writer.js';
 import { ImageServer, type Log } from '../server/server.js';
+import { Bucket } from '../store/bucket/s3.js';
 import { collectGarbage } from '../store/garbage.js';
 import type { Retention } from '../store/retention.js';
 import { Store } from '../store/store.js';
@@ -19,6 +20,8 @@ import { Store } from '../store/store.js';
 export const DEFAULT_STORE = '.ribbon/store';
 const DEFAULT_LISTEN = 'tcp:127.0.0.1:10809';
 const UPKEEP_MS = 3_600_000;
+/** A server that is to end waits so long for a bucket that does not answer. */
+const BUCKET_LAST_MS = 5000;
 
 interface Options {
   store: string;
@@ -31,10 +34,13 @@ export function register(program: Command): void {
   program
     .command('serve')
     .description('serve the images of a store to any NBD client')
-    .option('--store <folder>', 'the image store', DEFAULT_STORE)
+    .option('--store <folder>', 'the image store; with a bucket, a cache of it that may be lost', DEFAULT_STORE)
     .option('--listen <address...>', `tcp:HOST:PORT or unix:PATH; several are allowed (default: ${DEFAULT_LISTEN})`)
     .option('--http <address>', 'the HTTP interface: tcp:HOST:PORT or unix:PATH')
-    .option('--config <file>', 'identities, rights, TLS, limits, retention: docs/server.md')
+    .option(
+      '--config <file>',
+      'identities, rights, TLS, limits, retention, a bucket of an S3-compatible object store for the images: docs/server.md',
+    )
     .action(serve);
 }
 
@@ -43,7 +49,14 @@ async function serve(options: Options): Promise<void> {
   const httpAddress = options.http === undefined ? null : parseListen(options.http);
   const config = options.config === undefined ? OPEN_CONFIG : readConfig(options.config);
   const log: Log = (level, message) => process.stderr.write(`${new Date().toISOString()} ${level} ${message}\n`);
-  const store = await Store.open(options.store, { log, access: config.access });
+  const { bucket } = config;
+  const store = await Store.open(options.store, {
+    log,
+    access: config.access,
+    ...(bucket === null
+      ? {}
+      : { bucket: { bucket: new Bucket(bucket.settings), name: bucket.name, cacheBytes: bucket.cacheBytes } }),
+  });
   const { tls, connectionsMax, connectionsPerClientMax, connectionsPerSecond } = config;
   const exports = config.branchSecondWriter ? new SecondWriters(store) : store;
   const server = new ImageServer({
@@ -82,6 +95,7 @@ async function serve(options: Options): Promise<void> {
     });
     clearInterval(upkeep);
   } finally {
+    store.shared?.giveUpSoon(BUCKET_LAST_MS);
     await control.close();
     if (http.address !== null) await http.close();
     await discardAttached(store);

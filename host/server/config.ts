@@ -8,6 +8,7 @@ import tls from 'node:tls';
 import { Failure } from '../failure.js';
 import { DEFAULT_RETENTION, parseRetention, type Retention } from '../store/retention.js';
 import type { Access, Right } from '../store/store.js';
+import { BUCKET_FIELDS, type BucketConfig, bucketConfigOf } from './bucket-config.js';
 import type { Client } from './export.js';
 
 export interface TlsSettings {
@@ -35,6 +36,8 @@ export interface ServerConfig {
   branchSecondWriter: boolean;
   /** HTTP requests of one client (by identity, else address) that are answered in a second. */
   requestsPerSecond: number;
+  /** Where the store is; null: in the folder alone. */
+  bucket: BucketConfig | null;
 }
 
 /** Without a file: everybody may do everything, as is right for a socket that only this machine can reach. */
@@ -48,7 +51,10 @@ export const OPEN_CONFIG: ServerConfig = {
   connectionsPerSecond: 200,
   branchSecondWriter: false,
   requestsPerSecond: 1000,
+  bucket: null,
 };
+
+const TOP_FIELDS = ['identities', 'anonymous', 'tls', 'limits', 'retention', 'secondWriter', 'ask', 'bucket'];
 
 const RANK: Record<Right, number> = { read: 1, write: 2, administer: 3 };
 
@@ -72,7 +78,7 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
   } catch (error) {
     throw new Failure(`${name}: ${(error as Error).message}`);
   }
-  const top = fields(root, name, ['identities', 'anonymous', 'tls', 'limits', 'retention', 'secondWriter', 'ask']);
+  const top = fields(root, name, TOP_FIELDS);
   const tokens = new Map<string, string>();
   const identities = new Map<string, { key: Buffer | null; rights: Rights }>();
   for (const [identity, value] of Object.entries((top.identities ?? {}) as object)) {
@@ -118,6 +124,10 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
     connectionsPerSecond: count(limits.connectionsPerSecond, 200, `${name}: limits.connectionsPerSecond`),
     branchSecondWriter: secondWriterOf(top.secondWriter, name),
     requestsPerSecond: count(limits.requestsPerSecond, 1000, `${name}: limits.requestsPerSecond`),
+    bucket:
+      top.bucket === undefined
+        ? null
+        : bucketConfigOf(fields(top.bucket, `${name}: bucket`, BUCKET_FIELDS), folder, `${name}: bucket`),
   };
 }
 

@@ -63,7 +63,7 @@ export class BucketLog {
       if (await bucket.create(name, sealed)) return true;
       // There is one: ours, if an earlier attempt had arrived whose answer was lost.
       const there = await bucket.get(name);
-      return there !== null && there.equals(sealed);
+      return there?.equals(sealed) === true;
     });
     if (!made) return false;
     if (sequence > 1) {
