@@ -3,6 +3,7 @@
 import type { Command } from 'commander';
 import { failureText } from '../failure.js';
 import { discardAttached } from '../server/attach.js';
+import { bucketOptions } from '../server/bucket-config.js';
 import { OPEN_CONFIG, readConfig } from '../server/config.js';
 import { ControlServer } from '../server/control.js';
 import { apiRoutes } from '../server/http-api.js';
@@ -12,7 +13,6 @@ import { HttpServer } from '../server/http-server.js';
 import { type ListenAddress, parseListen } from '../server/listen.js';
 import { SecondWriters } from '../server/second-writer.js';
 import { ImageServer, type Log } from '../server/server.js';
-import { Bucket } from '../store/bucket/s3.js';
 import { collectGarbage } from '../store/garbage.js';
 import type { Retention } from '../store/retention.js';
 import { Store } from '../store/store.js';
@@ -53,9 +53,7 @@ async function serve(options: Options): Promise<void> {
   const store = await Store.open(options.store, {
     log,
     access: config.access,
-    ...(bucket === null
-      ? {}
-      : { bucket: { bucket: new Bucket(bucket.settings), name: bucket.name, cacheBytes: bucket.cacheBytes } }),
+    ...(bucket === null ? {} : { bucket: bucketOptions(bucket) }),
   });
   const { tls, connectionsMax, connectionsPerClientMax, connectionsPerSecond } = config;
   const exports = config.branchSecondWriter ? new SecondWriters(store) : store;

@@ -4,7 +4,8 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { Failure } from '../failure.js';
-import type { BucketSettings } from '../store/bucket/s3.js';
+import { Bucket, type BucketSettings } from '../store/bucket/s3.js';
+import type { BucketOptions } from '../store/store.js';
 
 export interface BucketConfig {
   settings: BucketSettings;
@@ -12,20 +13,24 @@ export interface BucketConfig {
   name: string;
   /** Blocks that are kept on this disk. */
   cacheBytes: number;
+  /** A server that is silent for so long loses its images to the others. */
+  takeoverMs: number;
 }
 
-export const BUCKET_FIELDS = ['url', 'region', 'credentials', 'ca', 'name', 'cacheBytes'];
+export const BUCKET_FIELDS = ['url', 'region', 'credentials', 'ca', 'name', 'cacheBytes', 'takeoverSeconds'];
 
 const CACHE_BYTES = 16 * 1024 ** 3;
 /** Less than some large reads at once would throw out what they wait for. */
 const CACHE_BYTES_MIN = 256 * 1024 ** 2;
 
 export function bucketConfigOf(given: Record<string, unknown>, folder: string, where: string): BucketConfig {
-  const { region = 'us-east-1', name = os.hostname(), cacheBytes = CACHE_BYTES, ca } = given;
+  const { region = 'us-east-1', name = os.hostname(), cacheBytes = CACHE_BYTES, takeoverSeconds = 15, ca } = given;
   if (typeof region !== 'string' || typeof name !== 'string' || !/^[\w.-]{1,64}$/.test(name))
     throw new Failure(`${where}: region and name are text; a name has letters, digits, ".", "_" and "-", 64 at most`);
   if (!Number.isSafeInteger(cacheBytes) || (cacheBytes as number) < CACHE_BYTES_MIN)
     throw new Failure(`${where}: cacheBytes is a number from ${CACHE_BYTES_MIN} on`);
+  if (!Number.isSafeInteger(takeoverSeconds) || (takeoverSeconds as number) < 2 || (takeoverSeconds as number) > 3600)
+    throw new Failure(`${where}: takeoverSeconds is a number from 2 to 3600`);
   if (typeof given.credentials !== 'string')
     throw new Failure(`${where}: credentials names the file with the keys, which is readable for its owner only`);
   const settings: BucketSettings = {
@@ -40,7 +45,13 @@ export function bucketConfigOf(given: Record<string, unknown>, folder: string, w
       throw new Failure(`${where}.ca: ${(error as Error).message}`);
     }
   }
-  return { settings, name, cacheBytes: cacheBytes as number };
+  return { settings, name, cacheBytes: cacheBytes as number, takeoverMs: 1000 * (takeoverSeconds as number) };
+}
+
+/** As a store takes it. */
+export function bucketOptions({ settings, name, cacheBytes, takeoverMs }: BucketConfig): BucketOptions {
+  // Some signs of life may be late without any harm.
+  return { bucket: new Bucket(settings), name, cacheBytes, deadMs: takeoverMs, signMs: takeoverMs / 8 };
 }
 
 /** Nothing that has to be escaped: then all object stores sign it alike. */

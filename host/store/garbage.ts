@@ -5,6 +5,7 @@
 // (their commits need the journal only).
 
 import { Failure } from '../failure.js';
+import { collectShared } from './bucket/garbage.js';
 import { emptyBatch, type Location } from './index.js';
 import { type Blob, DamagedError, GROUP_BLOBS } from './pack.js';
 import type { Store } from './store.js';
@@ -19,13 +20,14 @@ export interface GarbageReport {
 }
 
 /** A pack in which less than this is needed is written anew. */
-const LIVE_SHARE_MIN = 0.75;
+export const LIVE_SHARE_MIN = 0.75;
 
 export async function collectGarbage(
   store: Store,
   onProgress: (done: number, total: number) => void = () => {},
 ): Promise<GarbageReport> {
   if (store.collecting) return { packs: 0, packsRemoved: 0, bytesBefore: 0, bytesAfter: 0, blobsRemoved: 0 };
+  if (store.shared !== null) return collectShared(store, store.shared, onProgress);
   store.collecting = true;
   const marks = new Marks(store);
   try {
@@ -63,7 +65,7 @@ export async function collectGarbage(
 }
 
 /** What is needed, as a bit for each blob of a group. */
-class Marks {
+export class Marks {
   private readonly groups = new Map<number, Map<number, number>>();
   private steps = 0;
 
@@ -85,6 +87,13 @@ class Marks {
 
   has(location: Location): boolean {
     return (((this.groups.get(location.pack)?.get(location.groupOffset) ?? 0) >>> location.ordinal) & 1) === 1;
+  }
+
+  /** How many blobs of the pack are needed. */
+  count(pack: number): number {
+    let count = 0;
+    for (let bits of this.groups.get(pack)?.values() ?? []) for (; bits !== 0; bits &= bits - 1) count++;
+    return count;
   }
 
   async tree(hash: Buffer, level: number): Promise<void> {

@@ -361,6 +361,11 @@ export class LineExport implements OpenExport {
     return this.spill;
   }
 
+  /** Part of the open epoch is a tree. */
+  get hasSpilled(): boolean {
+    return this.base !== null || this.spilling !== null;
+  }
+
   get isSpilling(): boolean {
     return this.spill !== null;
   }

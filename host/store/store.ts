@@ -172,7 +172,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       parts.index,
       () => options.pause?.() ?? this.digestPause(),
     );
-    this.membership = this.shared === null ? null : new Membership(this.shared, () => this.lines.values());
+    this.membership = this.shared === null ? null : new Membership(this.shared, this);
     this.left = new LeftEpochs(this, options.cardLostMs ?? CARD_LOST_MS);
     this.unlock = parts.unlock;
     this.storeId = parts.storeId;
@@ -197,8 +197,9 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       const files = new DiskFiles(folder);
       if (options.bucket !== undefined) {
         const { log = () => {}, codec = zstdCodec, bucket } = options;
+        const storeId = await Shared.identify(bucket.bucket);
         openCacheFile(folder, bucket.bucket.url);
-        const shared = await Shared.open(folder, { ...bucket, log, codec });
+        const shared = await Shared.open(folder, storeId, { ...bucket, log, codec });
         const parts = { files, index: shared, storeId: shared.storeId, unlock, shared };
         return await Store.openParts(parts, { freeBytes, ...options });
       }
@@ -350,6 +351,16 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
         .then(() => {
           if (!line.removed && line.pending.length > 0) this.resetLine(line);
         });
+    }
+  }
+
+  /** Trees that are in no record may have lost some of what they share with others. Digests are done again; what cannot be is given up. */
+  rebuildOpen(): void {
+    const reason = 'garbage collection on another server has met what was not committed yet';
+    for (const sink of this.sinks) sink.spoil(reason);
+    for (const line of this.lines.values()) {
+      for (const opened of [...line.exports]) if (opened.hasSpilled) opened.fence(reason);
+      if (line.pending.some(({ base }) => base !== null)) this.resetLine(line);
     }
   }
 
@@ -756,12 +767,19 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
 
   /** Every root that somebody needs: kept generations, open exports, epochs that have left memory, imports under way or cut short. */
   roots(): { root: Buffer; size: number }[] {
-    const found: { root: Buffer; size: number }[] = [...this.liveRoots];
+    const found = this.openRoots();
     for (const { root, size } of importRecords(this).values()) found.push({ root: Buffer.from(root, 'hex'), size });
-    for (const view of this.nodes.views) found.push({ root: view.root, size: view.size });
-    found.push(...this.builder.live);
     for (const line of this.lines.values()) {
       for (const { root, size } of this.generations(line.name)) found.push({ root: Buffer.from(root, 'hex'), size });
+    }
+    return found;
+  }
+
+  /** Those of them that no record names. */
+  openRoots(): { root: Buffer; size: number }[] {
+    const found: { root: Buffer; size: number }[] = [...this.liveRoots, ...this.builder.live];
+    for (const view of this.nodes.views) found.push({ root: view.root, size: view.size });
+    for (const line of this.lines.values()) {
       for (const { base, size } of line.pending) if (base !== null) found.push({ root: base, size });
     }
     return found;

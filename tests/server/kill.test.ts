@@ -4,7 +4,6 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import fs from 'node:fs';
-import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { test } from 'node:test';
@@ -12,72 +11,12 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import * as nbd from '../../host/server/nbd-protocol.js';
 import { BLOCK, blockOf, type Content, generator } from '../store/model.js';
+import { PlainClient } from './plain-client.js';
 
 const MAIN = fileURLToPath(new URL('../../host/main.js', import.meta.url));
 const KILLS = Number(process.env.RIBBON_KILLS ?? 8);
 const BLOCKS = 2048;
 const run = promisify(execFile);
-
-/** A plain NBD client: one request at a time is enough, the server is killed in the middle of any. */
-class Client {
-  private readonly socket: net.Socket;
-  private received = Buffer.alloc(0);
-  private wake: () => void = () => {};
-  private closed = false;
-
-  constructor(file: string) {
-    this.socket = net.connect(file);
-    this.socket.on('data', (bytes: Buffer) => {
-      this.received = Buffer.concat([this.received, bytes]);
-      this.wake();
-    });
-    this.socket.on('error', () => {});
-    this.socket.on('close', () => {
-      this.closed = true;
-      this.wake();
-    });
-  }
-
-  async open(name: string): Promise<void> {
-    await this.take(18);
-    const option = Buffer.alloc(20 + name.length);
-    option.writeUInt32BE(3);
-    option.writeBigUInt64BE(nbd.IHAVEOPT, 4);
-    option.writeUInt32BE(nbd.NBD_OPT_EXPORT_NAME, 12);
-    option.writeUInt32BE(name.length, 16);
-    option.write(name, 20);
-    this.socket.write(option);
-    await this.take(10);
-  }
-
-  async request(command: number, block: number, count: number, payload = Buffer.alloc(0)): Promise<Buffer> {
-    const head = Buffer.alloc(28);
-    head.writeUInt32BE(nbd.NBD_REQUEST_MAGIC);
-    head.writeUInt16BE(command, 6);
-    head.writeBigUInt64BE(BigInt(block * BLOCK), 16);
-    head.writeUInt32BE(count * BLOCK, 24);
-    this.socket.write(Buffer.concat([head, payload]));
-    const reply = await this.take(16);
-    assert.equal(reply.readUInt32BE(4), 0, 'the server answered with an error');
-    return command === nbd.NBD_CMD_READ ? this.take(count * BLOCK) : reply;
-  }
-
-  private async take(count: number): Promise<Buffer> {
-    while (this.received.length < count) {
-      if (this.closed) throw new Error('connection lost');
-      await new Promise<void>((resolve) => {
-        this.wake = resolve;
-      });
-    }
-    const bytes = this.received.subarray(0, count);
-    this.received = this.received.subarray(count);
-    return bytes;
-  }
-
-  end(): void {
-    this.socket.destroy();
-  }
-}
 
 async function startServer(store: string, socket: string): Promise<ChildProcess> {
   const child = spawn(process.execPath, [MAIN, 'serve', '--store', store, '--listen', `unix:${socket}`], {
@@ -105,7 +44,7 @@ test(`${KILLS} kills under load`, { timeout: 60_000 + KILLS * 20_000 }, async ()
   try {
     for (let kill = 0; kill <= KILLS; kill++) {
       const server = await startServer(store, socket);
-      const client = new Client(socket);
+      const client = new PlainClient(socket);
       await client.open('a');
       const bytes = await client.request(nbd.NBD_CMD_READ, 0, BLOCKS);
       const wrong = (content: Content) => {

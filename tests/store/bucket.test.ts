@@ -5,25 +5,41 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
+import { adminOperations } from '../../host/store/admin.js';
 import { Bucket, type BucketSettings } from '../../host/store/bucket/s3.js';
+import { collectGarbage } from '../../host/store/garbage.js';
 import { type BucketOptions, Store, type StoreOptions } from '../../host/store/store.js';
+import { verify } from '../../host/store/verify.js';
 import { needs } from '../server/needs.js';
+import { BadNetwork, type Fate } from './bad-network.js';
 import { CEPH_TOOLS, Ceph } from './ceph.js';
-import { BLOCK, blockOf, CLIENT } from './model.js';
+import { BLOCK, blockOf, CLIENT, type Content, generator, mismatches } from './model.js';
 
 const MIB = 1024 * 1024;
 const NEEDS = needs(...CEPH_TOOLS);
 let ceph: Ceph;
 const folders: string[] = [];
+const servers: Server[] = [];
+const networks: BadNetwork[] = [];
 
 before(async () => {
   if (NEEDS.skip === undefined) ceph = await Ceph.start();
 });
 
 after(async () => {
+  // What a failed test has left would try for ever to reach a bucket that is no more.
+  for (const { store } of servers) store.shared!.giveUpSoon(0);
+  for (const { store } of servers) await store.close().catch(() => {});
+  for (const network of networks) await network.close();
   await ceph?.stop();
   for (const folder of folders) fs.rmSync(folder, { recursive: true, force: true });
 });
+
+async function badNetwork(url: string): Promise<BadNetwork> {
+  const network = await BadNetwork.infrontOf(url);
+  networks.push(network);
+  return network;
+}
 
 function newFolder(): string {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'ribbon-bucket-'));
@@ -50,8 +66,8 @@ async function serve(
     bucket: new Bucket(settings),
     name,
     cacheBytes: 64 * MIB,
-    pollMs: 20,
-    signMs: 50,
+    pollMs: 100,
+    signMs: 250,
     waitMaxMs: 200,
     ...more,
   };
@@ -64,7 +80,9 @@ async function serve(
     },
     ...options,
   });
-  return { store, folder, log };
+  const server = { store, folder, log };
+  servers.push(server);
+  return server;
 }
 
 async function put(store: Store, name: string, values: Record<number, number>): Promise<void> {
@@ -95,4 +113,346 @@ test('what is committed is in the bucket: an empty disk is enough to go on', NEE
   assert.equal(await value(two.store, 'a@2', 5), 77);
   assert.equal(await value(two.store, 'a', 200), 78);
   await two.store.close();
+});
+
+/** Waits for what happens by itself. */
+async function until(holds: () => boolean | Promise<boolean>, what: string): Promise<void> {
+  const deadline = Date.now() + 30_000;
+  while (!(await holds())) {
+    if (Date.now() > deadline) assert.fail(`waited in vain until ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+/** As if the process stood still: it neither gives signs of life nor looks at the log. */
+function freeze({ store }: Server): void {
+  const { membership, shared } = store as unknown as {
+    membership: { timer: NodeJS.Timeout };
+    shared: { pollTimer: NodeJS.Timeout };
+  };
+  clearInterval(membership.timer);
+  clearInterval(shared.pollTimer);
+}
+
+async function end(...ended: Server[]): Promise<void> {
+  for (const { store } of ended) await store.close();
+}
+
+test('two servers: one writes, the other follows; who writes where another does is refused', NEEDS, async () => {
+  const settings = await ceph.newBucket();
+  const one = await serve(settings, 'one', { releaseMs: 50 });
+  const two = await serve(settings, 'two', { releaseMs: 50 });
+  await one.store.images.create('a', 300 * BLOCK);
+  const writer = await one.store.open('a', CLIENT);
+  await writer.write(0, blockOf(1));
+  await writer.commit();
+  await until(() => two.store.has('a') && two.store.generation('a') === 2, 'the other server has the generation');
+  const reader = await two.store.open('a', CLIENT);
+  assert.deepEqual(await mismatches(reader, new Map([[0, 1]]), 300), []);
+  await writer.write(BLOCK, blockOf(2));
+  assert.equal(await value(two.store, 'a', 1), 0, "an open epoch is nobody else's business");
+  await writer.commit();
+  await until(() => two.store.generation('a') === 3, 'the second generation is there');
+  assert.deepEqual(await mismatches(reader, new Map([[0, 1]]), 300), [], 'a reader stays where it is');
+  await reader.commit();
+  assert.deepEqual(
+    await mismatches(
+      reader,
+      new Map([
+        [0, 1],
+        [1, 2],
+      ]),
+      300,
+    ),
+    [],
+    'until it flushes',
+  );
+  await assert.rejects(async () => reader.write(0, blockOf(9)), /EPERM|written through server 1 \(one\)/);
+  await assert.rejects(two.store.images.rollback('a', 2), /written through server 1 \(one\)/);
+  await writer.close(true);
+  // Given back, the image is anybody's.
+  await until(
+    async () =>
+      put(two.store, 'a', { 2: 3 }).then(
+        () => true,
+        () => false,
+      ),
+    'the other server may write',
+  );
+  await until(() => one.store.generation('a') === 4, 'the first server follows');
+  assert.equal(await value(one.store, 'a', 2), 3);
+  await reader.close(true);
+  await end(one, two);
+});
+
+test(
+  'a server that falls silent loses its images, and what it had not committed; it finds that out and goes on',
+  NEEDS,
+  async () => {
+    const settings = await ceph.newBucket();
+    const one = await serve(settings, 'one', { deadMs: 900 });
+    await one.store.images.create('a', 300 * BLOCK);
+    const writer = await one.store.open('a', CLIENT);
+    let lost = '';
+    writer.onLost = (reason) => {
+      lost = reason;
+    };
+    await writer.write(0, blockOf(1));
+    await writer.commit();
+    await writer.write(0, blockOf(66));
+    freeze(one);
+    const two = await serve(settings, 'two', { deadMs: 900 });
+    await assert.rejects(put(two.store, 'a', { 0: 2 }), /written through server 1/);
+    await until(
+      async () =>
+        put(two.store, 'a', { 0: 2 }).then(
+          () => true,
+          () => false,
+        ),
+      'the image is free',
+    );
+    assert.equal(two.store.generation('a'), 3);
+    assert.match(two.log.join('\n'), /server 1 \(one\) has given no sign of life/);
+    // It wakes up in the middle of its epoch: that must not become a generation.
+    await assert.rejects(async () => writer.commit(), /ESHUTDOWN|has not reached the bucket|gone on without it/);
+    assert.match(lost, /gone on without it|changed through another server/);
+    await until(() => one.store.shared!.server > 2, 'it registers again');
+    assert.equal(one.store.generation('a'), 3);
+    assert.equal(await value(one.store, 'a', 0), 2);
+    await assert.rejects(writer.close(false), /has not reached the bucket/);
+    await end(two);
+    await put(one.store, 'a', { 0: 3 });
+    assert.equal(await value(one.store, 'a', 0), 3);
+    await end(one);
+  },
+);
+
+test(
+  'no request, answer or order of them that a bad network makes of it changes what is committed',
+  NEEDS,
+  async () => {
+    const settings = await ceph.newBucket();
+    const network = await badNetwork(settings.url);
+    const random = generator(20261126);
+    const fates: Fate[] = ['pass', 'pass', 'pass', 'refuse', 'lose', 'twice'];
+    let bad = false;
+    network.fate = async (method) => {
+      if (!bad) return 'pass';
+      await new Promise((resolve) => setTimeout(resolve, random() * 5));
+      return method === 'PUT' || random() < 0.3 ? fates[Math.floor(random() * fates.length)] : 'pass';
+    };
+    const one = await serve({ ...settings, url: network.url }, 'one', { waitMaxMs: 20 });
+    const two = await serve({ ...settings, url: network.url }, 'two', { waitMaxMs: 20 });
+    const both = [one, two];
+    const model = new Map<string, Content[]>();
+    for (const [index, name] of ['a', 'b'].entries()) {
+      await both[index].store.images.create(name, 100 * BLOCK);
+      model.set(name, [new Map()]);
+    }
+    bad = true;
+    const work = async (server: Server, name: string) => {
+      const opened = await server.store.open(name, CLIENT);
+      const contents = model.get(name)!;
+      for (let commit = 0; commit < 15; commit++) {
+        const next: Content = new Map(contents.at(-1));
+        for (let write = 0; write < 3; write++) {
+          const block = Math.floor(random() * 100);
+          const content = Math.floor(random() * 1e6);
+          await opened.write(block * BLOCK, blockOf(content));
+          next.set(block, content);
+        }
+        await opened.commit();
+        contents.push(next);
+      }
+      await opened.close(true);
+    };
+    await Promise.all([work(one, 'a'), work(two, 'b')]);
+    bad = false;
+    const three = await serve(settings, 'three');
+    for (const [name, contents] of model) {
+      assert.equal(three.store.generation(name), contents.length);
+      for (const [index, content] of contents.entries()) {
+        const opened = await three.store.open(`${name}@${index + 1}`, CLIENT);
+        assert.deepEqual(await mismatches(opened, content, 100), [], `${name}@${index + 1}`);
+        await opened.close(true);
+      }
+    }
+    assert.deepEqual((await verify(three.store)).damages, []);
+    assert.ok(one.store.shared!.reach.bucket.statistics.failures > 5);
+    await end(one, two, three);
+  },
+);
+
+test(
+  'while the bucket does not answer: what is here is read, what is not is an error, commits wait',
+  NEEDS,
+  async () => {
+    const settings = await ceph.newBucket();
+    const one = await serve(settings, 'one');
+    await one.store.images.create('a', 300 * BLOCK);
+    await put(one.store, 'a', { 1: 11, 2: 12 });
+    await end(one);
+    const network = await badNetwork(settings.url);
+    const two = await serve({ ...settings, url: network.url }, 'two', { readMs: 100, waitMaxMs: 50 });
+    await put(two.store, 'a', { 3: 13 });
+    assert.equal(await value(two.store, 'a', 3), 13);
+    network.fate = () => 'refuse';
+    assert.equal(await value(two.store, 'a', 3), 13, 'what was written here is here');
+    await assert.rejects(value(two.store, 'a', 1), /the bucket did not answer/);
+    let committed = false;
+    const commit = put(two.store, 'a', { 4: 14 }).then(() => {
+      committed = true;
+    });
+    await until(() => two.log.some((line) => line.startsWith('error the bucket http')), 'the log says so');
+    assert.equal(committed, false);
+    network.fate = () => 'pass';
+    await commit;
+    assert.equal(await value(two.store, 'a', 1), 11);
+    assert.equal(await value(two.store, 'a', 4), 14);
+    await until(() => two.log.some((line) => /answers again/.test(line)), 'the log says that it is over');
+    assert.equal(two.log.filter((line) => line.startsWith('error')).length, 1, two.log.join('\n'));
+    await end(two);
+  },
+);
+
+test('a damaged object is an error that names it, a damaged cache is fetched again', NEEDS, async () => {
+  const settings = await ceph.newBucket();
+  const one = await serve(settings, 'one');
+  await one.store.images.create('a', 3000 * BLOCK);
+  await put(one.store, 'a', { 1: 11 });
+  const many = Object.fromEntries(Array.from({ length: 200 }, (_, index) => [index + 1000, index + 1]));
+  await put(one.store, 'a', many);
+  await end(one);
+  const bucket = new Bucket(settings);
+  const two = await serve(settings, 'two');
+  assert.equal(await value(two.store, 'a', 1000), 1);
+  const location = two.store.index.blob(two.store.line('a').view.hashOf(1000))!;
+  const file = path.join(two.folder, `packs/${String(location.pack).padStart(8, '0')}.rbp`);
+  const bytes = fs.readFileSync(file);
+  await end(two);
+  const last = location.groupOffset + location.groupLength - 1;
+  bytes[last] ^= 0x55;
+  fs.writeFileSync(file, bytes);
+  const three = await serve(settings, 'three', {}, {}, two.folder);
+  assert.equal(await value(three.store, 'a', 1000), 1, 'the bucket has it as it was');
+  await end(three);
+  const name = `packs/${String(location.pack).padStart(8, '0')}`;
+  const object = (await bucket.get(name))!;
+  object[last] ^= 0x55;
+  await bucket.put(name, object);
+  const four = await serve(settings, 'four');
+  await assert.rejects(
+    value(four.store, 'a', 1000),
+    new RegExp(`the object ${name} of the bucket is damaged in the group at ${location.groupOffset}`),
+  );
+  assert.equal(await value(four.store, 'a', 1), 11, 'the rest is well');
+  const { damages } = await verify(four.store);
+  assert.ok(
+    damages.length > 0 && damages.every(({ generations }) => generations.join() === 'a@3'),
+    JSON.stringify(damages),
+  );
+  await end(four);
+  bucket.close();
+});
+
+test('garbage is collected while other servers read and write; nothing that they need goes', NEEDS, async () => {
+  const settings = await ceph.newBucket();
+  const quick = { retiredMs: 0, orphanMs: 0 };
+  const one = await serve(settings, 'one', quick);
+  const two = await serve(settings, 'two', quick);
+  await one.store.images.create('a', 3000 * BLOCK);
+  for (let round = 1; round <= 6; round++) {
+    await put(
+      one.store,
+      'a',
+      Object.fromEntries(Array.from({ length: 100 }, (_, index) => [index, round * 1000 + index])),
+    );
+  }
+  await two.store.images.create('b', 100 * BLOCK);
+  await until(() => two.store.has('a') && two.store.generation('a') === 7, 'the other server is up to date');
+  const reader = await two.store.open('a@3', CLIENT);
+  await one.store.images.forget('a', [1, 2, 3, 4, 5, 6]);
+  let writing = true;
+  const writes = (async () => {
+    // The same blocks as in what has been forgotten: they are used again while they are being collected.
+    for (let round = 0; writing; round++) await put(two.store, 'b', { [round % 100]: 1000 + (round % 100) });
+  })();
+  const report = await collectGarbage(one.store);
+  assert.ok(report.packsRemoved > 0 && report.blobsRemoved > 0, JSON.stringify(report));
+  await collectGarbage(one.store);
+  writing = false;
+  await writes;
+  const content: Content = new Map(Array.from({ length: 100 }, (_, index) => [index, 2000 + index]));
+  assert.deepEqual(await mismatches(reader, content, 3000), [], 'what is open elsewhere stays');
+  await reader.close(true);
+  await collectGarbage(one.store);
+  await collectGarbage(one.store);
+  await two.store.shared!.catchUp();
+  assert.equal(await value(two.store, 'a', 99), 6099);
+  for (const { store } of [one, two]) assert.deepEqual((await verify(store)).damages, []);
+  const bucket = new Bucket(settings);
+  const objects = (await bucket.list('packs/')).map(({ name }) => Number(/(\d+)/.exec(name)![1]));
+  const counted = new Set([...one.store.shared!.packRecords()].map(([pack]) => pack));
+  const made = [...one.store.packs.made, ...two.store.packs.made];
+  assert.deepEqual(
+    objects.filter((pack) => !counted.has(pack) && !made.includes(pack)),
+    [],
+    'no object is left over',
+  );
+  await end(one, two);
+  const three = await serve(settings, 'three');
+  assert.deepEqual((await verify(three.store)).damages, []);
+  await end(three);
+  bucket.close();
+});
+
+test(
+  'a server begins with a checkpoint, and one that has slept through the end of its log begins anew',
+  NEEDS,
+  async () => {
+    const settings = await ceph.newBucket();
+    const quick = { checkpointEvery: 3, logMs: 0, logEntries: 1 };
+    const one = await serve(settings, 'one', quick);
+    await one.store.images.create('a', 300 * BLOCK);
+    await put(one.store, 'a', { 0: 1 });
+    const sleeper = await serve(settings, 'sleeper');
+    await sleeper.store.close();
+    for (let round = 2; round <= 8; round++) await put(one.store, 'a', { 0: round });
+    await collectGarbage(one.store);
+    const bucket = new Bucket(settings);
+    assert.equal(await bucket.get('log/00000000000001'), null, 'the beginning of the log is gone');
+    const two = await serve(settings, 'two');
+    assert.equal(await value(two.store, 'a', 0), 8);
+    assert.equal(await value(two.store, 'a@3', 0), 2);
+    const again = await serve(settings, 'sleeper', {}, {}, sleeper.folder);
+    assert.match(again.log.join('\n'), /older than the log of the bucket reaches/);
+    assert.equal(await value(again.store, 'a', 0), 8);
+    // One that wakes up there and goes on makes an entry that counts for nothing.
+    freeze(again);
+    for (let round = 9; round <= 16; round++) await put(one.store, 'a', { 0: round });
+    await collectGarbage(one.store);
+    await assert.rejects(again.store.images.create('c', BLOCK), /counts for nothing/);
+    assert.equal(two.store.has('c'), false);
+    await until(() => two.store.generation('a') === 17, 'the others go on');
+    await end(one, two, again);
+    bucket.close();
+  },
+);
+
+test('the cache keeps its bound; imports and exports go through it', NEEDS, async () => {
+  const settings = await ceph.newBucket();
+  const one = await serve(settings, 'one');
+  const folder = newFolder();
+  const random = generator(7);
+  const bytes = Buffer.alloc(24 * MIB);
+  for (let at = 0; at < bytes.length; at += 4) bytes.writeUInt32LE(Math.floor(random() * 0x1_0000_0000), at);
+  fs.writeFileSync(path.join(folder, 'disk.raw'), bytes);
+  await adminOperations(one.store, 'test').import('a', path.join(folder, 'disk.raw'), 'raw');
+  await end(one);
+  const two = await serve(settings, 'two', { cacheBytes: 4 * MIB }, { packSizeMax: MIB });
+  await adminOperations(two.store, 'test').export('a', path.join(folder, 'copy.raw'), 'raw');
+  assert.ok(fs.readFileSync(path.join(folder, 'copy.raw')).equals(bytes));
+  const { cache } = two.store.shared!;
+  assert.ok(cache.bytes > 0 && cache.statistics.fetchedBytes >= bytes.length);
+  await end(two);
 });

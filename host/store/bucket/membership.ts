@@ -4,7 +4,8 @@
 
 import { failureText } from '../../failure.js';
 import type { Line } from '../line.js';
-import { type Change, type SignOfLife, sealJson, serverKey, signObject, unseal } from './format.js';
+import type { Store } from '../store.js';
+import { type Change, COLLECTOR_KEY, type SignOfLife, sealJson, serverKey, signObject, unseal } from './format.js';
 import { ConflictError, type Shared } from './shared.js';
 
 const SIGN_MS = 2000;
@@ -28,8 +29,36 @@ export class Membership {
 
   constructor(
     private readonly shared: Shared,
-    private readonly lines: () => Iterable<Line>,
-  ) {}
+    private readonly store: Store,
+  ) {
+    shared.onCollector = () => this.collectionBegins();
+    shared.onRecord = (key, value) => this.recordChanged(key, value);
+  }
+
+  /** From here on every blob that is used again is noted: the collector does not know that it is. */
+  private async collectionBegins(): Promise<void> {
+    if (this.store.collecting) return;
+    const { builder } = this.store;
+    await builder.withBlobLock(async () => {
+      const reused = new Set<string>();
+      this.shared.reused = reused;
+      builder.onReuse = (hash) => reused.add(hash.toString('latin1'));
+    });
+  }
+
+  private recordChanged(key: string, value: unknown): void {
+    if (key !== COLLECTOR_KEY || this.store.collecting) return;
+    if (value != null) {
+      const heads = new Set([...this.store.lines.values()].map((line) => line.view.root.toString('hex')));
+      const needed = new Map(this.store.openRoots().map(({ root, size }) => [root.toString('hex'), size]));
+      this.roots = [...needed].filter(([root]) => !heads.has(root));
+      void this.beat();
+    } else if (this.shared.reused !== null) {
+      this.shared.reused = null;
+      this.store.builder.onReuse = () => {};
+      this.roots = null;
+    }
+  }
 
   start(): void {
     void this.beat();
@@ -89,7 +118,7 @@ export class Membership {
       server: shared.server,
       name: shared.options.name,
       count: ++this.count,
-      applied: shared.log.sequence,
+      applied: shared.appliedSequence,
       roots: this.roots,
     };
     await shared.reach.bucket.put(signObject(shared.server), sealJson(sign));
@@ -145,7 +174,7 @@ export class Membership {
     const { shared } = this;
     const now = performance.now();
     const idle: Line[] = [];
-    for (const line of this.lines()) {
+    for (const line of this.store.lines.values()) {
       const { id } = line.record;
       const isUsed = line.pending.length > 0 || line.moving || [...line.exports].some((it) => it.learnsOfChanges);
       if (isUsed || !shared.owns(id)) this.idleSince.delete(id);

@@ -6,7 +6,8 @@ import { type Bucket, BucketError } from './s3.js';
 
 const WAIT_FIRST_MS = 100;
 const WAIT_MAX_MS = 10_000;
-/** Said again while nothing changes. */
+/** An outage is worth a line in the log when it has lasted so long; and another one after each of the second. */
+const NOTICE_MS = 1000;
 const REMIND_MS = 60_000;
 
 /** The store is closing, or whoever asked does not want to wait any longer. */
@@ -17,7 +18,7 @@ export class UnreachableError extends Error {
 export class Reach {
   /** Since when the bucket has not answered; null: it does. */
   private since: number | null = null;
-  private remindedAt = 0;
+  private saidAt: number | null = null;
   private stopping = false;
   private readonly sleepers = new Set<() => void>();
 
@@ -40,7 +41,7 @@ export class Reach {
   /** Until it has an answer; `budgetMs`: or for so long. What the object store refuses for good is an error at once. */
   async request<T>(ask: (bucket: Bucket) => Promise<T>, budgetMs = Number.POSITIVE_INFINITY): Promise<T> {
     const begin = performance.now();
-    for (let waitMs = WAIT_FIRST_MS; ; waitMs = Math.min(2 * waitMs, this.waitMaxMs)) {
+    for (let waitMs = Math.min(WAIT_FIRST_MS, this.waitMaxMs); ; waitMs = Math.min(2 * waitMs, this.waitMaxMs)) {
       try {
         const answer = await ask(this.bucket);
         this.reached();
@@ -69,19 +70,19 @@ export class Reach {
   }
 
   private reached(): void {
-    if (this.since === null) return;
-    this.log(
-      'info',
-      `the bucket ${this.bucket.url} answers again, after ${Math.round(this.unreachableForMs / 1000)} s`,
-    );
+    if (this.saidAt !== null) {
+      const seconds = Math.round(this.unreachableForMs / 1000);
+      this.log('info', `the bucket ${this.bucket.url} answers again, after ${seconds} s`);
+    }
     this.since = null;
+    this.saidAt = null;
   }
 
   private failed(error: BucketError): void {
     const now = performance.now();
-    if (this.since !== null && now - this.remindedAt < REMIND_MS) return;
     this.since ??= now;
-    this.remindedAt = now;
+    if (this.saidAt === null ? now - this.since < NOTICE_MS : now - this.saidAt < REMIND_MS) return;
+    this.saidAt = now;
     this.log(
       'error',
       `the bucket ${this.bucket.url}: ${error.message}; what is on this disk is served, commits wait until it answers`,

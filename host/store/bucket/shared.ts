@@ -42,6 +42,7 @@ import {
   packObject,
   type ServerRecord,
   STORE_OBJECT,
+  sequenceOf,
   serverKey,
 } from './format.js';
 import { BucketLog, LeftBehindError } from './log.js';
@@ -67,6 +68,11 @@ export interface SharedOptions {
   releaseMs?: number;
   /** A read of what is not on this disk may take so long. */
   readMs?: number;
+  /** Objects of retired packs, and of packs that a crash has left, are deleted when they are so old; entries of the log likewise. */
+  retiredMs?: number;
+  orphanMs?: number;
+  logMs?: number;
+  logEntries?: number;
   /** Waited at most between two attempts to reach the bucket. */
   waitMaxMs?: number;
   checkpointEvery?: number;
@@ -114,7 +120,7 @@ interface Upload {
 }
 
 /** Used by the store that sits on top of it. */
-type Above = Pick<Store, 'refreshLines' | 'abandon' | 'builder' | 'nodes' | 'packs'>;
+type Above = Pick<Store, 'refreshLines' | 'abandon' | 'rebuildOpen' | 'builder' | 'nodes' | 'packs'>;
 
 export class Shared implements Index, PackSource {
   readonly statistics = { transactions: 0, entriesRead: 0, conflicts: 0 };
@@ -165,9 +171,13 @@ export class Shared implements Index, PackSource {
 
   // --- opening
 
-  static async open(folder: string, options: SharedOptions): Promise<Shared> {
+  /** The id of the store in the bucket, which is made when the bucket is empty. */
+  static identify(bucket: Bucket): Promise<Buffer> {
+    return firstAnswer(bucket, () => storeIdOf(bucket));
+  }
+
+  static async open(folder: string, storeId: Buffer, options: SharedOptions): Promise<Shared> {
     const { bucket } = options;
-    const storeId = await firstAnswer(bucket, () => storeIdOf(bucket));
     const hex = storeId.toString('hex');
     const reach = new Reach(bucket, options.log, options.waitMaxMs);
     const log = new BucketLog(reach, hex);
@@ -193,6 +203,7 @@ export class Shared implements Index, PackSource {
     else {
       log.sequence = known.sequence;
       log.digits = known.digits;
+      shared.appliedSequence = known.sequence;
     }
     await shared.catchUp();
     await shared.fetchMissingNodes();
@@ -266,8 +277,11 @@ export class Shared implements Index, PackSource {
     this.log.sequence = head.sequence;
     this.log.digits = head.entry;
     batch.records.push([LOCAL_KEY, this.localRecord()]);
-    await this.local.apply(batch);
+    await this.applyHere(batch);
   }
+
+  /** The log as far as this disk has it, which may be less than has been read. */
+  appliedSequence = 0;
 
   private localRecord(): LocalRecord {
     const { sequence, digits } = this.log;
@@ -323,8 +337,7 @@ export class Shared implements Index, PackSource {
       return Promise.resolve();
     }
     return new Promise((resolve, reject) => {
-      const { sequence } = this.log;
-      this.queue.push({ batch, since: sequence, epoch: batch.epoch ?? this.epoch, resolve, reject });
+      this.queue.push({ batch, since: this.appliedSequence, epoch: batch.epoch ?? this.epoch, resolve, reject });
       void this.publish();
     });
   }
@@ -378,6 +391,8 @@ export class Shared implements Index, PackSource {
   private async publishItems(all: Item[]): Promise<void> {
     const uploads = await this.upload();
     let items = all;
+    // Before anybody is refused: what is refused may have been given back meanwhile.
+    if (items.some((item) => this.conflictOf(item) !== null)) await this.readOn();
     for (;;) {
       items = items.filter((item) => {
         const conflict = this.conflictOf(item);
@@ -404,7 +419,7 @@ export class Shared implements Index, PackSource {
       }
       await this.readOn();
     }
-    if (this.log.sequence % (this.options.checkpointEvery ?? CHECKPOINT_EVERY) === 0) await this.makeCheckpoint();
+    if (this.log.sequence >= this.checkpointDue) await this.makeCheckpoint();
   }
 
   /** Why the item cannot be carried out as it is. */
@@ -479,6 +494,7 @@ export class Shared implements Index, PackSource {
     try {
       await prepare();
       await this.local.apply(batch);
+      this.appliedSequence = this.log.sequence;
     } catch (error) {
       const { sequence, digits } = (this.local.record(LOCAL_KEY) as LocalRecord | undefined) ?? {
         sequence: 0,
@@ -536,7 +552,16 @@ export class Shared implements Index, PackSource {
       if (entries.length > 0) await this.applyEntries(entries);
     }
     this.saidTrouble = '';
+    for (const pack of this.missing) {
+      // One that a later entry has retired may well be gone.
+      if (this.local.record(packKey(pack)) !== undefined)
+        this.options.log('error', `the object ${packObject(pack)} of the bucket is missing`);
+    }
+    this.missing.clear();
   }
+
+  /** Packs that the log names and the bucket does not have. */
+  private readonly missing = new Set<number>();
 
   /** What others have done. */
   private async applyEntries(entries: Entry[]): Promise<void> {
@@ -571,7 +596,11 @@ export class Shared implements Index, PackSource {
     for (const [key, value] of records) this.onRecord(key, value);
     if (this.queue.length === 0 && !this.publishing) this.changedAt.clear();
     const isLost = batch.removedBlobs.some((hash) => this.reused?.has(hash.toString('latin1')) === true);
-    if (isLost) this.loseOpen('another server has collected garbage that was just used again');
+    if (isLost) {
+      this.epoch++;
+      this.options.log('info', 'another server has collected garbage that was just used again: it is stored again');
+      this.above?.rebuildOpen();
+    }
     if (this.server !== 0 && records.has(serverKey(this.server)) && records.get(serverKey(this.server)) === undefined)
       this.expelled();
     this.above?.refreshLines(records.keys());
@@ -667,6 +696,7 @@ export class Shared implements Index, PackSource {
   /** Makes this server the one that writes to the line; a ConflictError says who is. */
   async claim(line: number): Promise<void> {
     if (this.owns(line)) return;
+    if (!this.mayOwn(line)) await this.catchUp();
     if (!this.mayOwn(line)) throw this.ownedElsewhere(line);
     const batch = emptyBatch();
     batch.records.push([ownerKey(line), this.me()]);
@@ -786,7 +816,7 @@ export class Shared implements Index, PackSource {
     const name = packObject(pack);
     const bytes = await this.reach.request((bucket) => bucket.get(name));
     if (bytes === null) {
-      this.options.log('error', `the object ${name} of the bucket is missing`);
+      this.missing.add(pack);
       return [];
     }
     const groups = groupsOfPack(bytes);
@@ -836,9 +866,17 @@ export class Shared implements Index, PackSource {
 
   // --- checkpoints
 
-  /** All that the log has said, for those who come later. */
+  private checkpointDue = 0;
+
+  /** All that the log has said, for those who come later; unless another server has just made one. */
   private async makeCheckpoint(): Promise<void> {
     const { sequence, digits } = this.log;
+    const every = this.options.checkpointEvery ?? CHECKPOINT_EVERY;
+    const newest = (await this.reach.request((bucket) => bucket.list('checkpoint/'))).at(-1);
+    const last = newest === undefined ? 0 : sequenceOf(newest.name);
+    this.checkpointDue = last + every;
+    if (sequence < this.checkpointDue) return;
+    this.checkpointDue = sequence + every;
     const lines: unknown[][] = [];
     for (const [key, value] of this.local.records('')) {
       if (key === LOCAL_KEY) continue;
@@ -864,7 +902,6 @@ async function inParallel<T>(all: T[], work: (it: T) => Promise<void>): Promise<
   await Promise.all(Array.from({ length: TRANSFERS_AT_ONCE }, worker));
 }
 
-/** The id of the store in the bucket, which is made when the bucket is empty. */
 async function storeIdOf(bucket: Bucket): Promise<Buffer> {
   let bytes = await bucket.get(STORE_OBJECT);
   if (bytes === null) {
