@@ -375,7 +375,10 @@ test('garbage is collected while other servers read and write; nothing that they
   let writing = true;
   const writes = (async () => {
     // The same blocks as in what has been forgotten: they are used again while they are being collected.
-    for (let round = 0; writing; round++) await put(two.store, 'b', { [round % 100]: 1000 + (round % 100) });
+    for (let round = 0; writing; round++) {
+      await put(two.store, 'b', { [round % 100]: 1000 + (round % 100) });
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
   })();
   const report = await collectGarbage(one.store);
   assert.ok(report.packsRemoved > 0 && report.blobsRemoved > 0, JSON.stringify(report));
@@ -411,7 +414,7 @@ test(
   NEEDS,
   async () => {
     const settings = await ceph.newBucket();
-    const quick = { checkpointEvery: 3, logMs: 0, logEntries: 1 };
+    const quick = { checkpointEvery: 3, logMs: 0, logEntries: 1, deadMs: 1000 };
     const one = await serve(settings, 'one', quick);
     await one.store.images.create('a', 300 * BLOCK);
     await put(one.store, 'a', { 0: 1 });

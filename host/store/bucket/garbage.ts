@@ -13,8 +13,10 @@ import {
   COLLECTOR_KEY,
   type CollectorRecord,
   directoryObject,
+  type GroupHead,
   locationsOf,
   logObject,
+  numberOf,
   type PackRecord,
   packKey,
   packObject,
@@ -23,7 +25,7 @@ import {
   sequenceOf,
   serverKey,
 } from './format.js';
-import type { Shared } from './shared.js';
+import { inParallel, type Shared } from './shared.js';
 
 /** Packs smaller than this are joined: a commit makes two, and every one costs a file, a record and a request. */
 const SMALL_PACK = 1024 * 1024;
@@ -233,9 +235,12 @@ class Collection {
       written += store.packs.writeGroup(blobs, payload, packed, nodes)[0].groupLength;
       blobs = [];
     };
-    for (const [pack, record] of round) {
-      if (marks.count(pack) === 0) continue;
-      for (const head of await shared.groupsOf(pack, record, false)) {
+    const heads = new Map<number, GroupHead[]>();
+    await inParallel(round, async ([pack, record]) => {
+      if (marks.count(pack) > 0) heads.set(pack, await shared.groupsOf(pack, record, false));
+    });
+    for (const [pack, groups] of heads) {
+      for (const head of groups) {
         const needed = new Set<number>();
         for (const [hash, location] of locationsOf(pack, [head])) {
           const known = store.index.blob(hash);
@@ -268,7 +273,7 @@ class Collection {
           shared.nowMs() - (value as { timeMs: number }).timeMs >= (shared.options.retiredMs ?? RETIRED_MS),
       )
       .map(([key]) => key);
-    for (const key of due) await this.removePack(Number(key.slice('retired/'.length)));
+    await inParallel(due, (key) => this.removePack(numberOf(key)));
     if (due.length > 0) await shared.transact(() => due.map((key) => [key, undefined]));
     // The object store's own time: that of the newest sign of life.
     const nowMs = Math.max(0, ...(await bucket.list('servers/')).map(({ modifiedMs }) => modifiedMs));
@@ -286,12 +291,12 @@ class Collection {
     const objects = await shared.reach.request((bucket) => bucket.list('packs/'));
     await shared.catchUp();
     const ranges = shared.records('server/').flatMap(([, value]) => (value as ServerRecord).packs);
-    for (const { name, modifiedMs } of objects) {
+    const orphans = objects.filter(({ name, modifiedMs }) => {
       const pack = Number(/^packs\/(\d+)/.exec(name)?.[1] ?? Number.NaN);
       const isKnown = shared.record(packKey(pack)) !== undefined || shared.record(retiredKey(pack)) !== undefined;
-      if (isKnown || modifiedMs > beforeMs || ranges.some(([from, to]) => pack >= from && pack < to)) continue;
-      await shared.reach.request((bucket) => bucket.remove(name));
-    }
+      return !isKnown && modifiedMs <= beforeMs && !ranges.some(([from, to]) => pack >= from && pack < to);
+    });
+    await inParallel(orphans, ({ name }) => shared.reach.request((bucket) => bucket.remove(name)));
   }
 
   private async removeLog(beforeMs: number): Promise<void> {

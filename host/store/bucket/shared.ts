@@ -799,8 +799,13 @@ export class Shared implements Index, PackSource {
     return blobs;
   }
 
-  /** The groups of a pack that is in the bucket. What is damaged there is left out: whoever needs it will miss it. */
+  /**
+   * The groups of a pack that is in the bucket; `keep`: nodes come to this disk. What is damaged there is left out: whoever needs it will
+   * miss it.
+   */
   async groupsOf(pack: number, record: PackRecord, keep: boolean): Promise<GroupHead[]> {
+    const file = path.join(this.folder, packName(pack));
+    if (record.kind === 'nodes' && !keep && fs.existsSync(file)) return groupsOfPack(fs.readFileSync(file));
     if (hasDirectory(record)) {
       const name = directoryObject(pack);
       const sealed = await this.reach.request((bucket) => bucket.get(name));
@@ -845,13 +850,13 @@ export class Shared implements Index, PackSource {
   /** The blobs that lie in packs that no longer count, and nowhere else. */
   private async removeBlobsOf(retired: number[], batch: IndexBatch): Promise<void> {
     const moved = new Set(batch.blobs.map(([hash]) => hash.toString('latin1')));
-    for (const pack of retired) {
+    await inParallel(retired, async (pack) => {
       const record = this.local.record(packKey(pack)) as PackRecord | undefined;
-      if (record === undefined) continue;
+      if (record === undefined) return;
       for (const [hash] of locationsOf(pack, await this.groupsOf(pack, record, false))) {
         if (!moved.has(hash.toString('latin1')) && this.local.blob(hash)?.pack === pack) batch.removedBlobs.push(hash);
       }
-    }
+    });
   }
 
   private forgetPacks(retired: number[]): void {
@@ -894,7 +899,7 @@ function hasDirectory({ kind, bytes }: PackRecord): boolean {
   return kind === 'blocks' && bytes > DIRECTORY_PACK_MIN;
 }
 
-async function inParallel<T>(all: T[], work: (it: T) => Promise<void>): Promise<void> {
+export async function inParallel<T>(all: T[], work: (it: T) => Promise<void>): Promise<void> {
   const rest = [...all];
   const worker = async () => {
     for (let it = rest.shift(); it !== undefined; it = rest.shift()) await work(it);
