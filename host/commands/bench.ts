@@ -13,6 +13,7 @@ const BENCHMARKS: Record<string, () => Promise<Benchmark>> = {
   arm: async () => (await import('../bench/arm.js')).default,
   cards: async () => (await import('../bench/cards.js')).default,
   store: async () => (await import('../bench/store.js')).default,
+  bucket: async () => (await import('../bench/bucket.js')).default,
   prefix: async () => (await import('../bench/prefix.js')).default,
   recovery: async () => (await import('../bench/recovery.js')).default,
   write: async () => (await import('../bench/write.js')).default,

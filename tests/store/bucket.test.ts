@@ -5,6 +5,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
+import { CEPH_TOOLS, Ceph } from '../../host/bench/ceph.js';
 import { adminOperations } from '../../host/store/admin.js';
 import { Bucket, type BucketSettings } from '../../host/store/bucket/s3.js';
 import { collectGarbage } from '../../host/store/garbage.js';
@@ -12,7 +13,6 @@ import { type BucketOptions, Store, type StoreOptions } from '../../host/store/s
 import { verify } from '../../host/store/verify.js';
 import { needs } from '../server/needs.js';
 import { BadNetwork, type Fate } from './bad-network.js';
-import { CEPH_TOOLS, Ceph } from './ceph.js';
 import { BLOCK, blockOf, CLIENT, type Content, generator, mismatches } from './model.js';
 
 const MIB = 1024 * 1024;

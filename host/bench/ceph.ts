@@ -1,4 +1,4 @@
-// A real S3 engine for tests: Ceph with one monitor, one OSD in memory and one RADOS gateway, all on loopback, all in one folder.
+// A real S3 engine for tests and benchmarks: Ceph with one monitor, one OSD in memory and one RADOS gateway, all on loopback, all in one folder.
 
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import crypto from 'node:crypto';
@@ -7,7 +7,7 @@ import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { promisify } from 'node:util';
-import { Bucket, type BucketSettings } from '../../host/store/bucket/s3.js';
+import { Bucket, type BucketSettings } from '../store/bucket/s3.js';
 
 export const CEPH_TOOLS = ['ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'ceph', 'monmaptool'];
 
