@@ -7,7 +7,7 @@ import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { before, test } from 'node:test';
 import { encodeFirmwarePackage, FIRMWARE_HEAD_SIZE, makeFirmwareKey } from '../../host/card/firmware-package.js';
-import { FLASH_FIRMWARE_OFFSET, FLASH_FIRMWARE_SLOT_SIZE } from '../../host/card/flash-image.js';
+import { FLASH_FIRMWARE_OFFSET, FLASH_FIRMWARE_SLOT_SIZE, FLASH_OWN_OFFSET } from '../../host/card/flash-image.js';
 import { QemuCard } from '../../host/card/qemu.js';
 import { DEFAULT_SETTINGS } from '../../host/card/settings.js';
 import { Cable } from '../../host/front-end/cable.js';
@@ -74,6 +74,68 @@ test("a stranger's firmware is not run; the other image runs", async () => {
     flash.set(encodeFirmwarePackage(9, readFileSync(FIRMWARE), stranger.privateKey), FLASH_FIRMWARE_OFFSET),
   );
 });
+
+const flip = (offset: number) => (flash: Buffer) => {
+  flash[offset] ^= 1;
+};
+
+const DAMAGES: { name: string; damage: (flash: Buffer) => unknown; says: RegExp[] }[] = [
+  {
+    name: 'nothing has been written',
+    damage: (flash) => flash.fill(0xff),
+    says: [
+      /^error: flash: no firmware keys/,
+      /^error: flash: no network paths/,
+      /^error: halted: there is no firmware/,
+    ],
+  },
+  {
+    name: 'the settings',
+    damage: flip(FLASH_OWN_OFFSET + 100),
+    says: [/^error: firmware 0: .*init\(\) answers 0x105/, /^error: halted: no firmware image runs/],
+  },
+  {
+    name: 'the network paths',
+    damage: flip(FLASH_OWN_OFFSET + 0x10000 + 20),
+    says: [/^error: flash: no network paths/, /^info: firmware 0: engine=aot/],
+  },
+  {
+    name: 'address and seed',
+    damage: flip(FLASH_OWN_OFFSET + 0x20000 + 20),
+    says: [/^warning: random numbers: no seed in flash/, /^info: image server connected/],
+  },
+  {
+    name: 'the keys',
+    damage: flip(FLASH_OWN_OFFSET + 0x30000 + 20),
+    says: [/^error: flash: no firmware keys/, /^error: halted: there is no firmware/],
+  },
+];
+
+for (const { name, damage, says } of DAMAGES) {
+  test(`damaged in flash: ${name}: the card says so`, async () => {
+    const image = new TestImage(16_384);
+    const log: string[] = [];
+    const card = new QemuCard({
+      program: qemuCard('aot'),
+      firmware: FIRMWARE,
+      settings: { ...DEFAULT_SETTINGS, exportName: IMAGE_NAME },
+      path: await image.serveTcp(),
+      prepareFlash: (flash) => void damage(flash),
+    });
+    card.onLog = (level, line) => log.push(`${level}: ${line}`);
+    const started = card.start().catch(() => {}); // a card that is halted does not, or not in time
+    try {
+      const missing = (): RegExp[] => says.filter((wanted) => !log.some((line) => wanted.test(line)));
+      const deadline = Date.now() + 60_000;
+      while (missing().length > 0 && Date.now() < deadline) await new Promise((done) => setTimeout(done, 20));
+      assert.deepEqual(missing(), [], log.join('\n'));
+    } finally {
+      await card.stop(0);
+      await started;
+      await image.close();
+    }
+  });
+}
 
 test('both slots damaged: the card says so on its console and to its log server, keeps the PC with BSY, and resets to try again', async () => {
   const image = new TestImage(16_384);

