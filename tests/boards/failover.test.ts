@@ -91,6 +91,8 @@ async function failsOver(more: {
       await whileWorking(card.setLink(port, false));
       await whileWorking(logged(new RegExp(`^warning: network ${port}: link down`), since));
       if (active === port) {
+        // At once, not after the silence that a dead line would be noticed by.
+        await whileWorking(logged(new RegExp(`^warning: network ${port}: its connection is given up`), since));
         await whileWorking(logged(new RegExp(`^info: network ${other}: connected to 10\\.0\\.\\d\\.2 port`), since));
         await whileWorking(logged(/^info: image server connected/, since));
       }
