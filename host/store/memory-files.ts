@@ -38,8 +38,12 @@ export class MemoryFiles implements Files {
   /** Bytes that all files together may have. */
   capacity = Number.POSITIVE_INFINITY;
 
+  /** An operation begins: its number. */
+  onOperation: (number: number) => void = () => {};
+
   /** Counts one operation on the medium; the power may be gone. */
   operation(): void {
+    this.onOperation(this.operations + 1);
     if (++this.operations >= this.cutAt) throw new PowerCut(`power cut at operation ${this.operations}`);
   }
 

@@ -27,10 +27,30 @@ const SEEDS = Array.from({ length: Number(process.env.RIBBON_SEEDS ?? 1) }, (_, 
 
 class Model {
   /** line -> generation -> content. */
-  readonly generations = new Map<string, Map<number, Content>>();
-  readonly acknowledged = new Map<string, number>();
-  readonly attempted = new Map<string, number>();
+  generations = new Map<string, Map<number, Content>>();
+  acknowledged = new Map<string, number>();
+  attempted = new Map<string, number>();
+
+  /** As it is now. What a generation holds does not change any more. */
+  copy(): Model {
+    const copy = new Model();
+    copy.generations = new Map([...this.generations].map(([line, versions]) => [line, new Map(versions)]));
+    copy.acknowledged = new Map(this.acknowledged);
+    copy.attempted = new Map(this.attempted);
+    return copy;
+  }
 }
+
+/** What a power cut at an operation leaves: taken as the operation begins, so that one run of the workload serves many cuts. */
+interface Cut {
+  number: number;
+  medium: Medium;
+  model: Model;
+  random: () => number;
+}
+
+/** Cuts for each run of the workload: their media are all in memory. */
+const CUTS_AT_ONCE = 32;
 
 /** A seeded run of writes, zeroes, commits, digests, broken connections and re-opens. */
 async function workload(medium: Medium, model: Model, random: () => number, options: StoreOptions): Promise<void> {
@@ -103,36 +123,49 @@ async function check(store: Store, model: Model, where: string): Promise<void> {
   assert.deepEqual((await verify(store)).damages, [], where);
 }
 
+/** The power cuts at operations `from` on, up to CUTS_AT_ONCE of them, or to the end of the workload and one after it. */
+async function cutsFrom(seed: number, from: number, options: StoreOptions): Promise<{ cuts: Cut[]; ended: boolean }> {
+  const medium = newMedium();
+  const model = new Model();
+  const cuts: Cut[] = [];
+  medium.files.cutAt = from + CUTS_AT_ONCE;
+  const cut = (number: number): void => {
+    if (number < from || number >= medium.files.cutAt) return;
+    const random = generator(seed * 7919 + number);
+    cuts.push({ number, medium: afterPowerCut(medium, random), model: model.copy(), random });
+  };
+  medium.files.onOperation = cut;
+  try {
+    await workload(medium, model, generator(seed), options);
+  } catch (error) {
+    if (!(error instanceof PowerCut) && !/power cut/.test(String(error))) throw error;
+    return { cuts, ended: false };
+  }
+  medium.files.cutAt = Number.POSITIVE_INFINITY;
+  cut(medium.files.operations + 1);
+  return { cuts, ended: true };
+}
+
 async function cutEverywhere(seed: number, options: StoreOptions): Promise<number> {
-  for (let cut = 1; ; cut++) {
-    // All of the work is microtasks: let the test runner breathe.
-    await new Promise<void>((resolve) => setImmediate(resolve));
-    const medium = newMedium();
-    const model = new Model();
-    medium.files.cutAt = cut;
-    let survived = false;
-    try {
-      await workload(medium, model, generator(seed), options);
-      survived = true;
-    } catch (error) {
-      if (!(error instanceof PowerCut) && !/power cut/.test(String(error))) throw error;
-    }
-    const where = `seed ${seed}, cut ${cut}`;
-    const random = generator(seed * 7919 + cut);
-    const again = afterPowerCut(medium, random);
-    // The power may fail again while the store recovers.
-    if (random() < 0.5) {
-      again.files.cutAt = 1 + Math.floor(random() * 12);
-      try {
-        await (await openStore(again, options)).close();
-      } catch (error) {
-        if (!/power cut/.test(String(error))) throw error;
+  for (let from = 1; ; from += CUTS_AT_ONCE) {
+    const { cuts, ended } = await cutsFrom(seed, from, options);
+    for (const { number, medium, model, random } of cuts) {
+      // All of the work is microtasks: let the test runner breathe.
+      await new Promise<void>((resolve) => setImmediate(resolve));
+      // The power may fail again while the store recovers.
+      if (random() < 0.5) {
+        medium.files.cutAt = 1 + Math.floor(random() * 12);
+        try {
+          await (await openStore(medium, options)).close();
+        } catch (error) {
+          if (!/power cut/.test(String(error))) throw error;
+        }
       }
+      const store = await openStore(afterPowerCut(medium, random), options);
+      await check(store, model, `seed ${seed}, cut ${number}`);
+      await store.close();
     }
-    const store = await openStore(afterPowerCut(again, random), options);
-    await check(store, model, where);
-    await store.close();
-    if (survived) return cut - 1;
+    if (ended) return from + cuts.length - 2;
   }
 }
 
