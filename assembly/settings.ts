@@ -90,6 +90,9 @@ export const SETTINGS_WIRE_ASK: u8 = 2;
 /** A PlainServer. */
 export const SETTINGS_PLAIN_SERVER: u32 = 373;
 
+/** u32: segments of the local store that an image gets for itself on a device that several share; 0: it has the device alone. */
+export const SETTINGS_STORE_SHARE: u32 = 376;
+
 /** What becomes of clean blocks at a connection to a server that cannot tell what has changed. */
 export enum PlainServer {
   /** Each is fetched again when it is used; without a connection it counts. */
@@ -106,6 +109,10 @@ export function linkRateBytes(): u32 {
 
 export function settingsWire(): u8 {
   return load<u8>(SETTINGS + SETTINGS_WIRE);
+}
+
+export function storeShareSegments(): u32 {
+  return load<u32>(SETTINGS + SETTINGS_STORE_SHARE);
 }
 
 export function plainServer(): PlainServer {

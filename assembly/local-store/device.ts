@@ -24,26 +24,44 @@ assert(<u32>OPERATIONS_MAX <= STORE_OPERATIONS_SIZE);
 /** Operations that have not been reported yet. */
 let inFlight: u32 = 0;
 
+// The partition of the device that is in use: all block numbers count from its first.
+let partitionStart: u32 = 0;
+let partitionSize: u32 = 0;
+
 export function initDevice(): void {
   memory.fill(STORE_OPERATIONS, <u8>OperationState.FREE, STORE_OPERATIONS_SIZE);
   inFlight = 0;
+  deviceUse(0, store_size());
 }
 
-export function deviceBlocks(): u32 {
+/** From now on `blocks` blocks from `first` on are the device; they must lie on it. */
+export function deviceUse(first: u32, blocks: u32): void {
+  assert(<u64>first + blocks <= <u64>store_size());
+  partitionStart = first;
+  partitionSize = blocks;
+}
+
+/** Of the whole device. */
+export function deviceSize(): u32 {
   return store_size();
+}
+
+/** Of the partition in use. */
+export function deviceBlocks(): u32 {
+  return partitionSize;
 }
 
 /** Starts to read `count` blocks to `target`; the operation, or -1 when too many are in flight. */
 export function deviceRead(block: u32, count: u32, target: usize): i32 {
   const operation = begin(OPERATIONS_MAX - OPERATIONS_FOR_LOG);
-  if (operation >= 0) store_read(operation, block, count, target);
+  if (operation >= 0) store_read(operation, partitionStart + block, count, target);
   return operation;
 }
 
 /** Starts to write; the memory must not change before the operation has ended. */
 export function deviceWrite(block: u32, count: u32, source: usize): i32 {
   const operation = begin(OPERATIONS_MAX);
-  if (operation >= 0) store_write(operation, block, count, source);
+  if (operation >= 0) store_write(operation, partitionStart + block, count, source);
   return operation;
 }
 

@@ -4,6 +4,7 @@
 //   device.ts       operations on the device           block-table.ts  the index, and the directory of the log
 //   format.ts       what lies on it                    record-log.ts   the head: staging, writing, flushing, summaries
 //   superblock.ts   which copy counts                  reclaim.ts      the tail: what is kept, what goes
+//   partition.ts    which part of a shared device
 //   recovery.ts, replay.ts   power-on                  fills.ts        blocks from the server, when there is time
 //                                                 seen.ts         which of those a full store takes
 //
@@ -31,15 +32,7 @@ import {
   tableSize,
   tableUsed,
 } from './block-table';
-import {
-  deviceBlocks,
-  devicePoll,
-  deviceRelease,
-  deviceState,
-  deviceWrite,
-  initDevice,
-  OperationState,
-} from './device';
+import { devicePoll, deviceRelease, deviceSize, deviceState, deviceWrite, initDevice, OperationState } from './device';
 import { fillStep, initFills } from './fills';
 import { LOG_START_BLOCK, SEGMENT_BLOCKS } from './format';
 import { initReclaim, reclaimStep } from './reclaim';
@@ -70,7 +63,7 @@ function ringSize(available: u32): u32 {
 }
 
 function segmentsFor(available: u32): u32 {
-  const blocks = deviceBlocks();
+  const blocks = deviceSize();
   const onDevice = blocks > LOG_START_BLOCK ? (blocks - LOG_START_BLOCK) / SEGMENT_BLOCKS : 0;
   return max(min(onDevice, tableSegmentsFor(available / 2)), SEGMENTS_MIN);
 }

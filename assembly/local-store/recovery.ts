@@ -1,6 +1,6 @@
 // Power-on: from whatever lies on the device to a log that can go on, or to a clear refusal.
 //
-//   superblocks -> (format) -> summaries -> replay of the segments after the last summary -> build the table
+//   (partition table) -> superblocks -> (format) -> summaries -> replay of the segments after the last summary -> build the table
 //               -> superblock with the next power-on number -> a MARK record over what was torn -> ready
 //
 // What is believed: the newest superblock; from the newest summary down every segment with the number before it; after it
@@ -12,7 +12,7 @@ import { clock_ms } from '../imports';
 import { LogLevel, logEnd, logText, logValue } from '../log';
 import { STORE_SUPERBLOCK } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
-import { SETTINGS_STORE_FORMAT, settings } from '../settings';
+import { SETTINGS_STORE_FORMAT, settings, storeShareSegments } from '../settings';
 import {
   addRowFlags,
   clearSegmentRows,
@@ -45,6 +45,7 @@ import {
   deviceRead,
   deviceRelease,
   deviceState,
+  deviceUse,
   deviceWrite,
   OperationState,
 } from './device';
@@ -62,6 +63,16 @@ import {
   SUPERBLOCK_COPIES,
   Summary,
 } from './format';
+import {
+  choosePartitionTable,
+  makePartitionTable,
+  NO_PARTITION,
+  nextPartitionTable,
+  partitionAdd,
+  partitionBlocks,
+  partitionFind,
+  partitionFirst,
+} from './partition';
 import { reclaimStep } from './reclaim';
 import {
   firstRecord,
@@ -134,6 +145,8 @@ enum Stage {
   MARK_STORED = 10,
   READY = 11,
   REFUSED = 12,
+  PARTITION = 13,
+  PARTITION_FLUSH = 14,
 }
 
 let stage: Stage = Stage.SUPERBLOCKS;
@@ -147,6 +160,8 @@ const batchOperation: StaticArray<i32> = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 let batch: u32 = 0;
 let batchFirst: u32 = 0;
 let formatCopy: u32 = 0;
+/** The partition in use, NO_PARTITION on a device for one image, and as long as that is not known. */
+let partition: u32 = NO_PARTITION;
 /** A segment that cannot be read in one piece is read block by block. */
 let pieceByPiece: bool = false;
 let piece: u32 = 0;
@@ -171,6 +186,7 @@ export function initRecovery(arena: usize, limit: u32): void {
   stage = Stage.SUPERBLOCKS;
   error = StoreError.NONE;
   batch = batchFirst = 0;
+  partition = NO_PARTITION;
   pieceByPiece = false;
   startedMs = clock_ms();
 }
@@ -208,6 +224,8 @@ export function recoveryStep(): bool {
   const before = stage;
   let progressed = false;
   if (stage == Stage.SUPERBLOCKS) progressed = readSuperblocks();
+  else if (stage == Stage.PARTITION) progressed = writePartitionTable();
+  else if (stage == Stage.PARTITION_FLUSH) progressed = flushThen(Stage.PARTITION);
   else if (stage == Stage.FORMAT) progressed = format();
   else if (stage == Stage.FORMAT_FLUSH) progressed = flushThen(Stage.SUMMARIES);
   else if (stage == Stage.SUMMARIES) progressed = readSummaries();
@@ -251,6 +269,10 @@ function readSuperblocks(): bool {
     else memory.fill(recordLogScratch() + i * BLOCK_SIZE, 0xff, BLOCK_SIZE);
   }
   batch = 0;
+  if (partition == NO_PARTITION && readable > 0 && choosePartitionTable(recordLogScratch())) {
+    enterShared();
+    return true;
+  }
   superblock.sequence = 0;
   decide(readable == 0 ? Verdict.FOREIGN : chooseSuperblock(recordLogScratch()), readable);
   return true;
@@ -260,6 +282,7 @@ function decide(verdict: Verdict, readable: u32): void {
   const mayFormat = (settings.flags & SETTINGS_STORE_FORMAT) != 0;
   if (readable == 0) refuse(StoreError.DEVICE);
   else if (verdict == Verdict.VALID) decideValid();
+  else if (verdict == Verdict.BLANK && partition == NO_PARTITION && storeShareSegments() != 0) startShared();
   else if (verdict == Verdict.BLANK || mayFormat) startFormat();
   else if (verdict == Verdict.NEWER) refuse(StoreError.NEWER);
   else if (verdict == Verdict.DAMAGED) refuse(StoreError.DAMAGED);
@@ -275,6 +298,60 @@ function decideValid(): void {
   if (why == StoreError.NONE) openStore();
   else if (mayFormat) startFormat();
   else refuse(why);
+}
+
+// Partitions
+
+/** The device has a table: goes on in the image's partition, which is made if there is none. */
+function enterShared(): void {
+  const found = partitionFind();
+  if (found == NO_PARTITION) addPartition();
+  else if (<u64>partitionFirst(found) + partitionBlocks(found) > <u64>deviceBlocks()) refuse(StoreError.SHRUNK);
+  else usePartition(found);
+}
+
+/** The device is blank, and more than one image is to share it. */
+function startShared(): void {
+  makePartitionTable();
+  addPartition();
+}
+
+function addPartition(): void {
+  partition = storeShareSegments() == 0 ? NO_PARTITION : partitionAdd(max(storeShareSegments(), SEGMENTS_MIN));
+  if (partition == NO_PARTITION) {
+    refuse(StoreError.NO_ROOM);
+    return;
+  }
+  formatCopy = 0;
+  stage = Stage.PARTITION;
+}
+
+/** Writes all four copies, each flushed before the next, so that at most one is ever torn; then the partition is formatted. */
+function writePartitionTable(): bool {
+  if (batch == 0 && formatCopy == SUPERBLOCK_COPIES) {
+    usePartition(partition);
+    superblock.sequence = 0;
+    startFormat();
+    return true;
+  }
+  if (batch == 0) {
+    batchOperation[0] = deviceWrite(nextPartitionTable(), 1, STORE_SUPERBLOCK);
+    batch = 1;
+    return true;
+  }
+  if (!batchEnded()) return false;
+  const done = takeOperation(0);
+  batch = 0;
+  formatCopy += 1;
+  if (done) stage = Stage.PARTITION_FLUSH;
+  else refuse(StoreError.DEVICE);
+  return true;
+}
+
+function usePartition(which: u32): void {
+  partition = which;
+  deviceUse(partitionFirst(which), partitionBlocks(which));
+  stage = Stage.SUPERBLOCKS;
 }
 
 function openStore(): void {

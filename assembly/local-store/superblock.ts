@@ -40,6 +40,8 @@ export enum StoreError {
   LOG_DAMAGED = 8,
   /** The device does not read or write. */
   DEVICE = 9,
+  /** Other images share it, and it has no place for this one. */
+  NO_ROOM = 10,
 }
 
 /** What the copies say, taken together. */

@@ -35,6 +35,9 @@ export interface CardSettings {
   ask: boolean;
   /** What becomes of clean blocks at a connection to a server that cannot tell what has changed. */
   plainServer: 'verify' | 'drop' | 'trust';
+  /** Segments of 1 MiB that the image gets for itself on a local store that several images share, at least 16: on a blank store, or
+   * on one that is shared already and does not have this image yet. 0: the image has a blank store alone. */
+  storeShareSegments: number;
 }
 
 export const DEFAULT_SETTINGS: CardSettings = {
@@ -55,6 +58,7 @@ export const DEFAULT_SETTINGS: CardSettings = {
   deflate: true,
   ask: true,
   plainServer: 'verify',
+  storeShareSegments: 0,
 };
 
 const MAGIC = 0x54534252; // "RBST"
@@ -96,6 +100,7 @@ export function encodeSettings(settings: CardSettings): Uint8Array {
   record.writeUInt32LE(settings.linkRateBytes, 368);
   record[372] = (settings.deflate ? WIRE_DEFLATE : 0) | (settings.ask ? WIRE_ASK : 0);
   record[373] = PLAIN_SERVERS.indexOf(settings.plainServer);
+  record.writeUInt32LE(settings.storeShareSegments, 376);
   record.writeUInt32LE(crc32c(record.subarray(12)), 8);
   return record;
 }

@@ -24,6 +24,7 @@ export const STORE_ERRORS = [
   'other-image',
   'log-damaged',
   'device',
+  'no-room',
 ] as const;
 export type StoreError = (typeof STORE_ERRORS)[number];
 

@@ -14,4 +14,7 @@ export const STORE_REFUSALS: Record<StoreError, string> = {
   'log-damaged':
     'the local store has lost writes that the image server does not have: format it (formatStore) to go on without them',
   device: 'the local store does not answer',
+  'no-room':
+    'other images share the local store, and it has no place for this one: use a larger store, or say how many segments ' +
+    'this image gets (storeShareSegments)',
 };

@@ -8,7 +8,7 @@ import type { Command } from 'commander';
 import { Failure } from '../failure.js';
 import { BLOCK_SIZE, SECTOR_SIZE } from '../local-store/format.js';
 import { type Master, openNbdImage } from '../local-store/nbd-image.js';
-import { openStoreFile, StoreLog, type StoreProblem, UnusableStore } from '../local-store/read-store.js';
+import { openStoreFile, partitionOf, StoreLog, type StoreProblem, UnusableStore } from '../local-store/read-store.js';
 import { type PrefixReport, verifyPrefix } from '../local-store/verify-prefix.js';
 import { connectControl } from '../server/control.js';
 import { type AdminOperations, adminOperations } from '../store/admin.js';
@@ -21,6 +21,7 @@ interface Options {
   store: string;
   nbd?: string;
   json?: boolean;
+  storeImage?: string;
 }
 
 /** Exit statuses; 1 is every other failure. */
@@ -60,6 +61,7 @@ export function register(image: Command): void {
       '--nbd <uri>',
       'the master image behind any NBD server instead: nbd://HOST[:PORT]/IMAGE, nbd+unix:///IMAGE?socket=FILE',
     )
+    .option('--store-image <name>', 'on a local store that several images share: the one to look at')
     .option('--json', 'as JSON')
     .addHelpText('after', HELP)
     .action(async (file: string, name: string | undefined, options: Options) => {
@@ -81,8 +83,9 @@ export interface PrefixResult {
 }
 
 export async function verifyCardStore(file: string, name: string | null, options: Options): Promise<PrefixResult> {
-  const source = openStoreFile(file);
+  const device = openStoreFile(file);
   try {
+    const source = partitionOf(device, options.storeImage ?? null);
     const log = new StoreLog(source);
     const { storeId: id, imageName, blocks, powerOns, imageSectors } = log.superblock;
     const card = { id, image: imageName, blocks, powerOns, imageSectors };
@@ -96,7 +99,7 @@ export async function verifyCardStore(file: string, name: string | null, options
       problem: error.problem,
     };
   } finally {
-    source.close();
+    device.close();
   }
 }
 

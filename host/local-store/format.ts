@@ -14,6 +14,10 @@ export const SEGMENT_ROWS = SEGMENT_BLOCKS - 1;
 export const ROW_SIZE = 12;
 
 const VERSION = 1;
+const PARTITION_TABLE_MAGIC = 0x504c4252; // "RBLP"
+const PARTITIONS_MAX = 14;
+const PARTITIONS_AT = 64;
+const PARTITION_SIZE = 272;
 const SUPERBLOCK_MAGIC = 0x534c4252; // "RBLS"
 const RECORD_MAGIC = 0x524c4252; // "RBLR"
 const SUMMARY_MAGIC = 0x474c4252; // "RBLG"
@@ -72,6 +76,35 @@ export function decodeSuperblock(block: Buffer): Superblock | BadSuperblock {
     imageSectors: number(block, 40),
     imageName: block.toString('utf8', 64, 64 + nameLength),
   };
+}
+
+/** A part of a device that several images share. */
+export interface Partition {
+  first: number;
+  blocks: number;
+  imageName: string;
+}
+
+/** The partitions of a device, by the four blocks that it begins with; null when it has no table. */
+export function decodePartitionTable(copies: Buffer): Partition[] | null {
+  let newest: Buffer | null = null;
+  for (let copy = 0; copy < SUPERBLOCK_COPIES; copy++) {
+    const block = copies.subarray(copy * BLOCK_SIZE, (copy + 1) * BLOCK_SIZE);
+    if (block.readUInt32LE(0) !== PARTITION_TABLE_MAGIC || block.readUInt16LE(4) !== VERSION) continue;
+    if (block.readUInt32LE(12) > PARTITIONS_MAX || block.readUInt32LE(8) !== crc32c(block.subarray(12))) continue;
+    if (newest === null || number(block, 16) > number(newest, 16)) newest = block;
+  }
+  if (newest === null) return null;
+  const partitions: Partition[] = [];
+  for (let i = 0; i < newest.readUInt32LE(12); i++) {
+    const at = PARTITIONS_AT + i * PARTITION_SIZE;
+    partitions.push({
+      first: newest.readUInt32LE(at),
+      blocks: newest.readUInt32LE(at + 4),
+      imageName: newest.toString('utf8', at + 16, at + 16 + newest.readUInt16LE(at + 8)),
+    });
+  }
+  return partitions;
 }
 
 /** What headers and summaries say about the log up to them. */

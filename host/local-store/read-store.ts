@@ -7,6 +7,7 @@ import { Failure } from '../failure.js';
 import {
   type BadSuperblock,
   BLOCK_SIZE,
+  decodePartitionTable,
   decodeRecord,
   decodeSummary,
   decodeSuperblock,
@@ -65,6 +66,27 @@ export function openStoreFile(path: string): StoreSource {
       return target;
     },
     close: () => closeSync(file),
+  };
+}
+
+/** The part of a store that holds the log of `image`: all of it, unless several images share it. Without a name there must be one. */
+export function partitionOf(source: StoreSource, image: string | null): StoreSource {
+  const partitions = source.blocks < SUPERBLOCK_COPIES ? null : decodePartitionTable(source.read(0, SUPERBLOCK_COPIES));
+  if (partitions === null) return source;
+  const found =
+    image === null && partitions.length === 1 ? partitions[0] : partitions.find((it) => it.imageName === image);
+  if (found === undefined) {
+    const names = partitions.map(({ imageName }) => imageName).join(', ');
+    throw new Failure(
+      image === null
+        ? `several images share the local store: say which with --store-image; there are: ${names}`
+        : `the local store has no image "${image}"; there are: ${names}`,
+    );
+  }
+  return {
+    blocks: Math.max(0, Math.min(found.blocks, source.blocks - found.first)),
+    read: (block, count) => source.read(found.first + block, count),
+    close: () => source.close(),
   };
 }
 

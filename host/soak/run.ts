@@ -160,7 +160,7 @@ class Simulation {
   #watchDamage(): StoreDamage | null {
     const { lostWrite, misdirectedWrite, bitRot, readError } = this.#scenario.device.faults;
     if (lostWrite + misdirectedWrite + bitRot + readError === 0) return null;
-    const damage = new StoreDamage(this.#device.damaged);
+    const damage = new StoreDamage(this.#device.damaged, this.#scenario.settings.storeShareSegments > 0);
     this.#device.watcher = damage;
     damage.onTruncated = (lost, generation) => this.#checker.truncated(lost, generation);
     this.#checker.mayBeRefused = () => damage.superblockDamaged;

@@ -182,6 +182,7 @@ export function drawScenario(seed: number, length = OPERATIONS): Scenario {
   drawFaults(random, scenario);
   drawAdministrators(new Random(seed ^ 0xad317), scenario);
   drawWorstMoments(new Random(seed ^ 0x3057), scenario);
+  drawPartition(new Random(seed ^ 0x9a27), scenario);
   return scenario;
 }
 
@@ -403,6 +404,11 @@ function drawCutWrites(
     add('power-cut', write.number, random.below(moveUs + storeUs), random.below(200 * MS));
     add('power-cut', write.number + random.between(1, 8), random.below(50 * MS), random.below(200 * MS));
   }
+}
+
+/** In some runs the image has a partition of its own on the local store. */
+function drawPartition(random: Random, scenario: Scenario): void {
+  if (random.chance(0.15)) scenario.settings.storeShareSegments = random.pick([16, 17]);
 }
 
 /** Somebody else changes the image while the PC works; a chance of its own, so that the rest of a scenario does not depend on it. */

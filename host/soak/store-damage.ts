@@ -7,7 +7,7 @@
 //   the end of the log   a record that is damaged when the power comes back, and that no later header proves to have been stored,
 //                        looks like one that the loss of power has torn: the log ends before it, with the commands from it on
 //   any other header     the store is refused at power-on
-//   superblock           of its last sessions: the image server may take the card for a copy, and refuse it
+//   superblock           of its last sessions (and on a shared device of the partition table): the image server may take the card for a copy, and refuse it
 //
 // Everything else that the device does is to be made good by the card.
 
@@ -64,9 +64,12 @@ export class StoreDamage {
   readonly #headers = new Map<number, StoredRecord>();
   #poweredOn = false;
   #superblockDamaged = false;
+  /** Where the log begins, on a device with a partition for the image behind the partition table. */
+  readonly #logStart: number;
 
-  constructor(damaged: ReadonlySet<number>) {
+  constructor(damaged: ReadonlySet<number>, isShared = false) {
     this.#damaged = damaged;
+    this.#logStart = isShared ? 2 * LOG_START_BLOCK : LOG_START_BLOCK;
   }
 
   // What the device does
@@ -75,7 +78,7 @@ export class StoreDamage {
   wrote(place: number, data: Uint8Array): void {
     this.#noteSuperblock();
     const bytes = Buffer.from(data.buffer, data.byteOffset, data.length);
-    const header = place < LOG_START_BLOCK ? null : decodeAnyRecord(bytes.subarray(0, BLOCK_SIZE));
+    const header = place < this.#logStart ? null : decodeAnyRecord(bytes.subarray(0, BLOCK_SIZE));
     if (header === null) return;
     if (this.#poweredOn) {
       this.#poweredOn = false;
@@ -108,7 +111,8 @@ export class StoreDamage {
   }
 
   #noteSuperblock(): void {
-    for (let copy = 0; copy < SUPERBLOCKS; copy++) if (this.#damaged.has(copy)) this.#superblockDamaged = true;
+    for (let first = 0; first < this.#logStart; first += LOG_START_BLOCK)
+      if (this.#isDamaged(first, SUPERBLOCKS)) this.#superblockDamaged = true;
   }
 
   #add(record: StoredRecord): void {
@@ -246,7 +250,7 @@ export class StoreDamage {
 
   /** May the card refuse the store because of what lies in its log? */
   get logDamaged(): boolean {
-    for (const place of this.#damaged) if (place >= LOG_START_BLOCK) return true;
+    for (const place of this.#damaged) if (place >= this.#logStart) return true;
     return false;
   }
 }
