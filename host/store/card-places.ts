@@ -10,10 +10,29 @@ import { imageOf, parseExportName } from './names.js';
 import type { Store } from './store.js';
 
 export class CardPlaces {
+  /** The last of a card's connections that is being placed, by image and card. */
+  readonly #placing = new Map<string, Promise<unknown>>();
+
   constructor(private readonly store: Store) {}
 
-  /** Where a card that connects belongs; opens it there. What was committed for the card is digested first, so that it is known. */
+  /** Where a card that connects belongs; opens it there. What was committed for the card is digested first, so that it is known.
+   * A card that has lost its power comes back while its branch is being made: it must find that one, not make another. */
   async place(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
+    const key = `${name} ${hello.card}`;
+    const before = this.#placing.get(key);
+    const placed = (async () => {
+      await before?.catch(() => {});
+      return this.#place(name, client, hello);
+    })();
+    this.#placing.set(key, placed);
+    try {
+      return await placed;
+    } finally {
+      if (this.#placing.get(key) === placed) this.#placing.delete(key);
+    }
+  }
+
+  async #place(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
     if ((parseExportName(name)?.at ?? null) !== null)
       throw new ExportRefused('plain', 'a generation that does not change');
     const image = this.store.lines.get(name);
@@ -117,7 +136,7 @@ export class CardPlaces {
     });
     this.store.statistics.conflicts++;
     this.store.emit('conflict', `${image}/${branch}`, base, hello.card);
-    return this.place(name, client, { ...hello, conflict: false });
+    return this.#place(name, client, { ...hello, conflict: false });
   }
 
   private async refuse(

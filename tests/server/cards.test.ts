@@ -178,6 +178,22 @@ test('a conflict: both sides are kept, reported once, and the card stays on its 
   assert.equal(second.told!.line, 'a/card-c0ffee00-3');
 });
 
+test('a card that comes back while its branch is being made finds it, and does not get another', async () => {
+  const store = await newStore();
+  const conflicts: string[] = [];
+  store.on('conflict', (line) => conflicts.push(line));
+  const first = await connected(store, {});
+  await first.hangUp();
+  await administratorWrites(store, 11, 2);
+  const knows: Knows = { generation: 1, id: first.told!.id, dirty: true };
+  // The first of the two has lost its power; the second is a new power-on.
+  const before = connected(store, { ...knows, conflict: true });
+  const after = await connected(store, { ...knows, session: 2, sessions: [1] });
+  assert.deepEqual([after.told!.line, after.told!.flags & 16], ['a/card-c0ffee00-1', 16]);
+  await before;
+  assert.deepEqual(conflicts, ['a/card-c0ffee00-1']);
+});
+
 test('a conflict ends: the branch becomes the image, and the cache of the card stays right', async () => {
   const store = await newStore();
   const first = await connected(store, {});
