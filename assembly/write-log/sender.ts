@@ -47,7 +47,11 @@ import { placeAsk } from '../nbd/place';
 
 /** Some of the 16 requests are left for reads. */
 export const JOBS_MAX: u32 = 12;
-const JOB_SIZE: u32 = 48;
+const JOB_SIZE: u32 = 56;
+/** The job's blocks are read all at once. */
+const ALL_AT_ONCE: u32 = 0xffffffff;
+/** Reads of a block before it is lost. */
+const TRIES_MAX: u32 = 3;
 const BUFFER_BLOCKS: u32 = NBD_REQUEST_SIZE_MAX / BLOCK_SIZE;
 /** SHA-256 of a block. */
 const HASH_SIZE: u32 = 32;
@@ -86,6 +90,9 @@ class Job {
   tries: u32; // 40
   /** Blocks that the server has, and has written: bit i for block i. */
   known: u32; // 44
+  /** The block that is being read by itself, after all at once were not right: one that is bad must not cost its neighbours. */
+  piece: u32; // 48
+  reserved: u32; // 52
 }
 
 assert(offsetof<Job>() == JOB_SIZE);
@@ -194,11 +201,8 @@ function takeJobs(): bool {
 }
 
 function takeRead(job: Job): bool {
-  if (job.operation < 0) {
-    // A second try that found no operation free.
-    job.operation = deviceRead(rowBlock(job.row), job.rows, job.buffer);
-    return job.operation >= 0;
-  }
+  // When no operation was free before.
+  if (job.operation < 0) return startRead(job);
   const state = deviceState(job.operation);
   if (state == OperationState.PENDING) return false;
   deviceRelease(job.operation);
@@ -206,28 +210,53 @@ function takeRead(job: Job): bool {
     job.state = JobState.DONE;
     return true;
   }
-  job.state = JobState.FILLED;
-  for (let i: u32 = 0; i < job.rows; i++) {
-    const address = <usize>job.buffer + <usize>i * BLOCK_SIZE;
-    if (state == OperationState.DONE && crc32c(0, address, BLOCK_SIZE) == rowChecksum(job.row + i)) continue;
-    badRead(job, job.row + i, address);
-    break;
-  }
+  const readable = state == OperationState.DONE;
+  if (job.piece == ALL_AT_ONCE) takeAll(job, readable);
+  else takePiece(job, readable);
   return true;
+}
+
+function startRead(job: Job): bool {
+  const all = job.piece == ALL_AT_ONCE;
+  const first: u32 = all ? 0 : job.piece;
+  const address = <usize>job.buffer + <usize>first * BLOCK_SIZE;
+  job.operation = deviceRead(rowBlock(job.row + first), all ? job.rows : 1, address);
+  job.state = JobState.READING;
+  return job.operation >= 0;
+}
+
+function isRight(job: Job, i: u32): bool {
+  return crc32c(0, <usize>job.buffer + <usize>i * BLOCK_SIZE, BLOCK_SIZE) == rowChecksum(job.row + i);
+}
+
+function takeAll(job: Job, readable: bool): void {
+  let right: u32 = 0;
+  while (readable && right < job.rows && isRight(job, right)) right += 1;
+  job.state = JobState.FILLED;
+  if (right == job.rows) return;
+  job.piece = 0;
+  startRead(job);
 }
 
 /** A second read may bring what the first did not. If not, the log cannot be sent as it was written, and must not be sent
  * otherwise. */
-function badRead(job: Job, which: u32, address: usize): void {
-  job.tries += 1;
-  if (job.tries < 3) {
-    job.operation = deviceRead(rowBlock(job.row), job.rows, job.buffer);
-    job.state = JobState.READING;
+function takePiece(job: Job, readable: bool): void {
+  if (readable && isRight(job, job.piece)) {
+    job.piece += 1;
+    job.tries = 0;
+    if (job.piece == job.rows) job.state = JobState.FILLED;
+    else startRead(job);
     return;
   }
-  storeCheckRead(which, address, false);
+  job.tries += 1;
+  if (job.tries < TRIES_MAX) {
+    startRead(job);
+    return;
+  }
+  const bad = job.row + job.piece;
+  storeCheckRead(bad, <usize>job.buffer + <usize>job.piece * BLOCK_SIZE, false);
   job.state = JobState.DONE;
-  halt(which);
+  halt(bad);
 }
 
 function halt(which: u32): void {
@@ -456,9 +485,8 @@ function fill(job: Job): bool {
     return true;
   }
   if (fillFromCache(job)) return true;
-  job.operation = deviceRead(rowBlock(job.row), job.rows, job.buffer);
-  job.state = JobState.READING;
-  return job.operation >= 0;
+  job.piece = ALL_AT_ONCE;
+  return startRead(job);
 }
 
 function fillFromCache(job: Job): bool {

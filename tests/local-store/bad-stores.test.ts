@@ -206,6 +206,24 @@ describe('bad local stores', () => {
     assert.ok(rig.log.some((line) => line.startsWith('error')));
   });
 
+  it('a block that cannot be read costs those that lie beside it nothing', () => {
+    const rig = usedRig(0);
+    rig.powerOn();
+    // One command of ten blocks, which are sent together.
+    rig.write(0, 80);
+    rig.powerOff();
+    rig.store.powerCut({ kind: 'keep-all', sectors: 0 });
+    const header = findRecords(rig.store, 1, 1)[0];
+    rig.store.unreadable.add(header + 5);
+    rig.powerOn();
+    rig.setReachable(true);
+    rig.pass(30_000);
+    for (let block = 0; block < 10; block++) assert.equal(rig.read(8 * block, 8).failed, block === 4, `block ${block}`);
+    rig.write(32, 8);
+    rig.drain();
+    assert.equal(rig.generation, 32, 'once it is written again everything is sent');
+  });
+
   it('the last record of the log cannot be read: its sectors give UNC, not what they were before', () => {
     const rig = usedRig(9);
     const header = findRecords(rig.store, 1, 1)[0];
