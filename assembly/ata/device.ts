@@ -423,7 +423,7 @@ function executeIdentify(): void {
 
 function executeFlush(): void {
   state = DeviceState.COMMAND_EXECUTION;
-  beginFlush();
+  beginFlush(false);
   continueNonData();
 }
 
@@ -583,7 +583,7 @@ function finishDataOut(): bool {
     failTransfer();
   } else if (!committing && !featuresWriteCache() && MUTANT != Mutant.WRITE_CACHE_STAYS_ON) {
     committing = true;
-    beginFlush();
+    beginFlush(true);
   } else {
     showEnd();
     complete(ORDER_INTRQ);

@@ -149,8 +149,8 @@ export function finishWrite(): TransferState {
   return TransferState.FAILED;
 }
 
-/** Has everything written so far committed: `finishWrite()` tells when. */
-export function beginFlush(): void {
+/** Has everything written so far committed: `finishWrite()` tells when. `more`: at the end of a write. */
+export function beginFlush(more: bool): void {
   failure = VolumeState.IDLE;
-  volumeFlush();
+  volumeFlush(more);
 }

@@ -180,7 +180,6 @@ export function initVolume(): void {
   for (let request: i32 = 0; request < <i32>NBD_REQUESTS_MAX; request++) fetchActive[request] = false;
   for (let i: u32 = 0; i < LOADS_MAX; i++) loadOperation[i] = -1;
   connectionChecked = 0;
-  writeThrough = false;
   requestMore = requestStalls = false;
 }
 
@@ -235,9 +234,13 @@ export function volumeWrite(lba: u64, count: u32, source: usize, more: bool): vo
   write();
 }
 
-/** Everything written so far is stored, and has reached the acknowledgement point if that is later, when the state is DONE. */
-export function volumeFlush(): void {
+/** Everything written so far is stored, and has reached the acknowledgement point if that is later, when the state is DONE.
+ * `more`: the PC's command goes on with this call, and its time with it. */
+export function volumeFlush(more: bool): void {
+  const startedMs = requestStartedMs;
   begin(Operation.FLUSH, 0, 0, 0);
+  if (more) requestStartedMs = startedMs;
+  else stalledMs = 0;
   writeLogFlush();
   acknowledge();
 }
@@ -256,7 +259,7 @@ export function volumeTimeoutMs(): u32 {
   const isRead = operation == Operation.READ;
   let waited = nowMs - requestStartedMs;
   if (isRead && nbdUp()) waited = min(waited, nbdSilentMs());
-  if (operation != Operation.FLUSH) waited += stalledMs;
+  waited += stalledMs;
   const limit = isRead ? settings.offlineReadTimeoutMs : writeStallMs();
   return waited >= limit ? 0 : limit - waited;
 }
@@ -640,17 +643,10 @@ function write(): bool {
 
 /** Ends a write or a flush that has reached its acknowledgement point. */
 function acknowledge(): bool {
-  const flushes = operation == Operation.FLUSH || writeThrough;
+  const flushes = operation == Operation.FLUSH;
   if (!(flushes ? writeLogFlushed() : writeLogAcknowledged())) return false;
   if (flushes) statistics.commandsStored += 1;
   return finish(VolumeState.DONE);
-}
-
-/** The PC has switched the write cache off: a write is not done before it is stored, whatever the settings say. */
-let writeThrough: bool = false;
-
-export function volumeSetWriteCache(enabled: bool): void {
-  writeThrough = !enabled;
 }
 
 /** The cache's copy of block `i` of the write is what the log has of it now. */

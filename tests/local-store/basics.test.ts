@@ -116,6 +116,19 @@ describe('local store', () => {
     assert.ok(rig.world.nowMs - startedMs < 25_000, `${rig.world.nowMs - startedMs} ms`);
   });
 
+  it('with the write cache off the write and the flush at its end share the time that a PC waits', () => {
+    const rig = new StoreRig({ settings: { acknowledgementPoint: 'remote-received' } });
+    rig.powerOn();
+    assert.equal(rig.setWriteCache(false).failed, false);
+    const startedMs = rig.world.nowMs;
+    rig.disk.commits.hold();
+    rig.setReachable(false);
+    rig.world.after(15_000, () => rig.setReachable(true));
+    assert.equal(rig.write(100, 8).failed, true);
+    // Received at 15 s or a little later, and not committed at 20 s.
+    assert.ok(rig.world.nowMs - startedMs < 25_000, `${rig.world.nowMs - startedMs} ms`);
+  });
+
   it('each backlog begins with a small epoch: what has been sent before does not make it larger', () => {
     const rig = new StoreRig({ settings: { epochSizeBytes: 64 << 10, epochAgeMs: 20 } });
     rig.powerOn();
