@@ -51,6 +51,8 @@ interface WriteCommand {
   /** The power went while it was under way, so it is there as a whole or not at all. */
   whole: boolean;
   acknowledgedUs: number;
+  /** The generation that the card knew when it logged the write, with everything before it. */
+  knew: number;
   /** The PC did not write this: an administrator did, and this generation holds it. */
   administrator: number;
   /** Which sectors the image server has received, once or more often. */
@@ -195,7 +197,8 @@ export class Checker implements StoreWatcher {
     const shadow = this.#shadow[lba];
     const write = this.#writes[shadow];
     const isOpen = shadow > this.#position && write.administrator === 0;
-    if (isOpen && write.outcome === Outcome.DONE && write.acknowledgedUs < this.#connectedUs) {
+    const isLater = write.acknowledgedUs >= this.#connectedUs || write.knew >= generation;
+    if (isOpen && write.outcome === Outcome.DONE && !isLater) {
       throw new Violation(
         'O6',
         `generation ${generation} of an administrator and write #${shadow}, which was not committed, both changed sector ${lba}: no conflict was reported`,
@@ -203,6 +206,10 @@ export class Checker implements StoreWatcher {
     }
     // Written after the card had looked at it.
     if (isOpen) return;
+    // What may have been done before has been committed before, or has not been done.
+    const maybe = this.#maybe.get(lba)?.filter((it) => it > this.#position) ?? [];
+    if (maybe.length > 0) this.#maybe.set(lba, maybe);
+    else this.#maybe.delete(lba);
     if (!this.#lately.has(lba)) this.#lately.set(lba, shadow);
     this.#setShadow(lba, number);
   }
@@ -252,6 +259,12 @@ export class Checker implements StoreWatcher {
   #mayShow(lba: number, number: number): boolean {
     if (this.#lately.get(lba) === number) return true;
     return this.#changes.some((change) => !change.learnt && change.number === number && change.before.has(lba));
+  }
+
+  /** The card has logged some of a write, and knew this generation then. */
+  logged(number: number, generation: number): void {
+    const write = this.#writes[number];
+    if (write !== undefined) write.knew = Math.min(write.knew, generation);
   }
 
   /** The PC was told that the write is done. */
@@ -708,6 +721,7 @@ function newWrite(number: number, lba: number, count: number): WriteCommand {
     max: count,
     whole: false,
     acknowledgedUs: 0,
+    knew: Number.POSITIVE_INFINITY,
     administrator: 0,
     received: null,
     receivedCount: 0,

@@ -82,7 +82,7 @@ class Simulation {
   readonly #server: SimulatedServer;
   readonly #card: SimulatedCard;
   readonly #device: SimulatedBlockDevice;
-  /** Null: this run's local store damages nothing. */
+  /** Null: this run's local store damages nothing, and nobody else changes the image. */
   readonly #damage: StoreDamage | null;
   readonly #faults: Faults;
   readonly #pc: SimulatedPc;
@@ -159,9 +159,11 @@ class Simulation {
 
   #watchDamage(): StoreDamage | null {
     const { lostWrite, misdirectedWrite, bitRot, readError } = this.#scenario.device.faults;
-    if (lostWrite + misdirectedWrite + bitRot + readError === 0) return null;
+    const isChanged = this.#scenario.faults.some(({ kind }) => kind === 'administrator');
+    if (lostWrite + misdirectedWrite + bitRot + readError === 0 && !isChanged) return null;
     const damage = new StoreDamage(this.#device.damaged, this.#scenario.settings.storeShareSegments > 0);
     this.#device.watcher = damage;
+    damage.onLogged = (command, generation) => this.#checker.logged(command, generation);
     damage.onTruncated = (lost, generation) => this.#checker.truncated(lost, generation);
     this.#checker.mayBeRefused = () => damage.superblockDamaged;
     return damage;

@@ -55,6 +55,8 @@ interface Copy {
 export class StoreDamage {
   /** The log has ended early: what it lost, and the generation that its clean blocks were right for. */
   onTruncated: (lost: LostCommand[], generation: number) => void = () => {};
+  /** A record of a write of the PC: the generation that the card knew when it made it. */
+  onLogged: (command: number, generation: number) => void = () => {};
   /** Blocks of the device whose content is not what was written there last. */
   readonly #damaged: ReadonlySet<number>;
   #records = new Map<number, StoredRecord>();
@@ -126,6 +128,7 @@ export class StoreDamage {
       this.#headers.delete(at);
     }
     this.#headers.set(place, record);
+    if (record.command !== 0) this.onLogged(record.command, header.generation);
     this.#enter(record);
   }
 

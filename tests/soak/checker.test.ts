@@ -222,3 +222,34 @@ test('O7: what a damaged store has lost and the server has may be old until the 
     rig.read(2, again);
   }
 });
+
+test('O6: what both have changed is a conflict, unless the card knew of the change when it took the write', () => {
+  const administrate = (rig: Rig): void => {
+    const number = rig.checker.administrate();
+    rig.checker.administrated(++rig.generation, number, new Map([[0, rig.sectors(number, 0, 8)]]));
+  };
+  for (const knew of [0, 1]) {
+    const rig = new Rig('stored', true);
+    administrate(rig);
+    const write = rig.write(2, 1);
+    rig.checker.logged(write, knew);
+    rig.world.nowUs += MS;
+    rig.checker.connected(true);
+    const learn = (): void => rig.checker.learnt(1);
+    if (knew === 0) violates('O6', learn);
+    else learn();
+  }
+});
+
+test('O6: an administrator’s change is read where a write that failed had been committed before', () => {
+  const rig = new Rig('stored', true);
+  const failed = rig.checker.begin(0, 8);
+  rig.checker.abandoned(failed);
+  rig.commit({ write: failed, lba: 0, count: 8 });
+  const number = rig.checker.administrate();
+  rig.checker.administrated(++rig.generation, number, new Map([[0, rig.sectors(number, 0, 8)]]));
+  rig.checker.connected(true);
+  rig.checker.learnt(rig.generation);
+  rig.checker.commandBegins();
+  rig.read(3, number);
+});
