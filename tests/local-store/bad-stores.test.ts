@@ -213,9 +213,9 @@ describe('bad local stores', () => {
     rig.write(0, 80);
     rig.powerOff();
     rig.store.powerCut({ kind: 'keep-all', sectors: 0 });
+    rig.powerOn();
     const header = findRecords(rig.store, 1, 1)[0];
     rig.store.unreadable.add(header + 5);
-    rig.powerOn();
     rig.setReachable(true);
     rig.pass(30_000);
     for (let block = 0; block < 10; block++) assert.equal(rig.read(8 * block, 8).failed, block === 4, `block ${block}`);
