@@ -21,8 +21,11 @@ const OPEN = 2;
 const SEND_BUFFER_SIZE = 1 << 20;
 /** Received data beyond this makes the peer wait. */
 const RECEIVE_BUFFER_SIZE = 4 << 20;
-/** Larger pieces are sent from the firmware's memory as they lie (it keeps them until the reply), smaller ones are copied. */
+/** Larger pieces are sent from the firmware's memory as they lie (it keeps them until the reply), smaller ones are copied together. */
 const COPY_LIMIT = 16 << 10;
+const CHUNK_SIZE = 256 << 10;
+
+const NO_CHUNK = Buffer.alloc(0);
 
 interface Stream {
   socket: net.Socket;
@@ -30,6 +33,10 @@ interface Stream {
   received: Buffer[];
   receivedBytes: number;
   path: NetworkPath;
+  /** What is to be sent: from `from` to `to`. What lies before is on its way. */
+  chunk: Buffer;
+  from: number;
+  to: number;
 }
 
 export class Network {
@@ -38,7 +45,8 @@ export class Network {
   onError: (message: string) => void = () => {};
   readonly #paths: NetworkPath[];
   readonly #streams = new Map<number, Stream>();
-  readonly #corked = new Set<net.Socket>();
+  /** Those with something in their chunk. */
+  readonly #unsent = new Set<Stream>();
 
   constructor(paths: NetworkPath[]) {
     this.#paths = paths;
@@ -49,7 +57,16 @@ export class Network {
     const path = this.#paths[pathNumber];
     if (path === undefined) return;
     const socket = net.connect({ ...path.address, noDelay: true });
-    const stream: Stream = { socket, state: CONNECTING, received: [], receivedBytes: 0, path };
+    const stream: Stream = {
+      socket,
+      state: CONNECTING,
+      received: [],
+      receivedBytes: 0,
+      path,
+      chunk: NO_CHUNK,
+      from: 0,
+      to: 0,
+    };
     this.#streams.set(number, stream);
     socket.on('connect', () => this.#setState(stream, OPEN));
     this.#listen(stream, socket);
@@ -117,22 +134,38 @@ export class Network {
   send(number: number, source: Uint8Array): number {
     const stream = this.#streams.get(number);
     if (stream === undefined || stream.state !== OPEN) return 0;
-    const room = SEND_BUFFER_SIZE - stream.socket.writableLength;
+    const room = SEND_BUFFER_SIZE - stream.socket.writableLength - (stream.to - stream.from);
     if (room <= 0) return 0;
     const part = source.length <= room ? source : source.subarray(0, room);
-    if (!this.#corked.has(stream.socket)) {
-      stream.socket.cork();
-      this.#corked.add(stream.socket);
+    if (part.length < COPY_LIMIT) this.#put(stream, part);
+    else {
+      this.#write(stream);
+      stream.socket.write(part);
     }
-    stream.socket.write(part.length < COPY_LIMIT ? Buffer.from(part) : part);
     return part.length;
   }
 
   /** Hands what was sent in this step to the system, in as few writes as it takes. */
   flush(): void {
-    if (this.#corked.size === 0) return;
-    for (const socket of this.#corked) socket.uncork();
-    this.#corked.clear();
+    if (this.#unsent.size === 0) return;
+    for (const stream of this.#unsent) this.#write(stream);
+    this.#unsent.clear();
+  }
+
+  #put(stream: Stream, part: Uint8Array): void {
+    if (stream.to + part.length > stream.chunk.length) {
+      this.#write(stream);
+      stream.chunk = Buffer.allocUnsafeSlow(CHUNK_SIZE);
+      stream.from = stream.to = 0;
+    }
+    stream.chunk.set(part, stream.to);
+    stream.to += part.length;
+    this.#unsent.add(stream);
+  }
+
+  #write(stream: Stream): void {
+    if (stream.from < stream.to) stream.socket.write(stream.chunk.subarray(stream.from, stream.to));
+    stream.from = stream.to;
   }
 
   #listen(stream: Stream, socket: net.Socket): void {
