@@ -105,6 +105,8 @@ export function replaySegment(memory: usize, storeId: u64, segment: u64, anyNumb
     if (!headerCounts(address, storeId, segment, position, anyNumber && position == 0)) break;
     const header = changetype<RecordHeader>(address);
     const rotten = rottenEntries(address);
+    // What took its place is gone: a MARK that the store has only claimed to write.
+    if (rotten > 0 && isReplaced(address, storeId, segment)) break;
     if (rotten > 0 && !mayBeLost(position, header, max(proven, storedInSegment(memory, storeId, segment, position))))
       break;
     if (position == 0) {
@@ -142,6 +144,16 @@ function headerCounts(address: usize, storeId: u64, segment: u64, position: u32,
     header.powerOns >= replayPowerOns &&
     position + 1 + header.entryCount <= SEGMENT_RECORD_BLOCKS
   );
+}
+
+/** True when a record of a later power-on begins among the data of this one: it was torn, and given up then. */
+function isReplaced(address: usize, storeId: u64, segment: u64): bool {
+  const header = changetype<RecordHeader>(address);
+  for (let i: usize = 1; i <= <usize>header.entryCount; i++) {
+    const other = address + i * BLOCK_SIZE;
+    if (checkRecord(other, storeId, segment) && changetype<RecordHeader>(other).powerOns > header.powerOns) return true;
+  }
+  return false;
 }
 
 /** A record with data that are not right was stored, as far as `stored` tells or its unreadable blocks can: power that goes tears

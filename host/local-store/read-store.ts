@@ -378,6 +378,9 @@ export class StoreLog {
       for (let i = 0; i < header.entries && header.kind !== RecordKind.FORGET; i++) {
         if (crc32c(blockAt(row + 1 + i)) !== recordChecksum(blockAt(row), i)) rotten.add(i);
       }
+      // A torn record that the loss of what took its place has brought to light again.
+      const isReplaced = (_: unknown, i: number): boolean => (headerAt(row + 1 + i)?.powerOns ?? 0) > header.powerOns;
+      if (rotten.size > 0 && Array.from({ length: header.entries }).some(isReplaced)) break;
       if (rotten.size > 0 && header.number > Math.max(from.proven, storedBehind(row))) break;
       enterRecord(scan.rows, row, blockAt(row), header, rotten);
       scan.records.push(header);

@@ -224,6 +224,27 @@ describe('bad local stores', () => {
     assert.equal(rig.generation, 32, 'once it is written again everything is sent');
   });
 
+  it('a torn record that the loss of what took its place brings to light again does not count', () => {
+    const rig = usedRig(2);
+    rig.setReachable(false);
+    rig.powerOn();
+    // The power goes in the write of this record: its header is there, and some of its data.
+    rig.store.cutAt = rig.store.operations + 1;
+    rig.write(800, 160);
+    rig.powerOff();
+    rig.store.powerCut({ kind: 'keep-all', sectors: 100 });
+    const place = findRecords(rig.store, 1, 1)[0];
+    const torn = rig.store.bytes.slice(place * 4096, (place + 1) * 4096);
+    rig.powerOn();
+    assert.equal(rig.write(0, 8).failed, false);
+    rig.powerOff();
+    rig.store.powerCut({ kind: 'keep-all', sectors: 0 });
+    // The MARK of that power-on was never written.
+    rig.store.tamper(place, (data) => data.set(torn));
+    rig.powerOn();
+    assert.equal(rig.card.statistics().storeError, 'log-damaged');
+  });
+
   it('the last record of the log cannot be read: its sectors give UNC, not what they were before', () => {
     const rig = usedRig(9);
     const header = findRecords(rig.store, 1, 1)[0];
