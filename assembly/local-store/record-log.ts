@@ -55,8 +55,8 @@ const STAGED_SIZE: u32 = 32;
 const TRIES_MAX: u32 = 3;
 /** Segments that may wait for their summary while records go on in the next one. */
 const UNSUMMED_MAX: u64 = 1;
-/** When so much of that one is used, the rest is what comes in while the summary is written. */
-const SUMMARY_URGENT_BLOCKS: u32 = (SEGMENT_BLOCKS / 4) * 3;
+/** When so much of that one is used, what comes in while the flush and the summary are written has the rest. */
+const SUMMARY_URGENT_BLOCKS: u32 = SEGMENT_BLOCKS / 4;
 
 enum StagedState {
   QUEUED = 0,
