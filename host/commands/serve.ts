@@ -104,7 +104,7 @@ async function serve(options: Options): Promise<void> {
 
 async function tidy(store: Store, retention: Retention, log: Log): Promise<void> {
   const forgotten = await store.images.applyRetention(retention);
-  if (forgotten === 0) return;
+  if (forgotten === 0 && store.shared?.hasRetired !== true) return;
   const { bytesBefore, bytesAfter } = await collectGarbage(store);
   log('info', `upkeep: ${forgotten} generations forgotten, ${bytesBefore - bytesAfter} bytes freed`);
 }

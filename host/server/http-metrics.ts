@@ -59,6 +59,43 @@ export function metricsText({ store, server, http }: Measured): string {
   metric('ribbon_packs', 'gauge', 'Pack files.', [{}, store.packs.numbers().length]);
   const free = store.freeBytes();
   if (free !== null) metric('ribbon_store_free_bytes', 'gauge', 'Free space of the file system.', [{}, free]);
+  const { shared } = store;
+  if (shared !== null) {
+    const { requests, failures, bytesUp, bytesDown } = shared.reach.bucket.statistics;
+    metric('ribbon_bucket_requests_total', 'counter', 'Requests to the object store.', [{}, requests]);
+    metric('ribbon_bucket_failures_total', 'counter', 'Of these: no answer, or an error of the server.', [
+      {},
+      failures,
+    ]);
+    metric(
+      'ribbon_bucket_bytes_total',
+      'counter',
+      'Bytes to and from it.',
+      [{ direction: 'up' }, bytesUp],
+      [{ direction: 'down' }, bytesDown],
+    );
+    metric('ribbon_bucket_unreachable_seconds', 'gauge', 'How long it has not answered.', [
+      {},
+      shared.reach.unreachableForMs / 1000,
+    ]);
+    metric('ribbon_bucket_log_entries', 'counter', 'Entries of its log that are applied here.', [
+      {},
+      shared.appliedSequence,
+    ]);
+    metric('ribbon_bucket_conflicts_total', 'counter', 'Transactions that another server forestalled.', [
+      {},
+      shared.statistics.conflicts,
+    ]);
+    metric('ribbon_bucket_damaged_total', 'counter', 'Answers that did not verify.', [
+      {},
+      shared.cache.statistics.damaged,
+    ]);
+    metric('ribbon_cache_bytes', 'gauge', 'Blocks of the bucket on this disk.', [{}, shared.cache.bytes]);
+    metric('ribbon_cache_evictions_total', 'counter', 'Packs that left the cache.', [
+      {},
+      shared.cache.statistics.evictions,
+    ]);
+  }
   metric('ribbon_nbd_connections', 'gauge', 'NBD connections.', [{}, server.connections.size]);
   metric('ribbon_nbd_connections_total', 'counter', 'NBD connections since the start.', [{}, server.connectionsTotal]);
   const { requests, refused } = http().statistics;

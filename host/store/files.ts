@@ -52,16 +52,25 @@ class SyncPace {
 export class DiskFiles implements Files {
   private readonly pace = new SyncPace();
 
-  constructor(private readonly root: string) {}
+  /** `scratch`: a folder of which nothing has to outlive the power. */
+  constructor(
+    private readonly root: string,
+    private readonly scratch: string | null = null,
+  ) {}
 
   open(name: string): StoreFile {
-    return new DiskFile(fs.openSync(path.join(this.root, name), 'r+'), this.pace);
+    return this.file(name, 'r+');
+  }
+
+  private file(name: string, flags: string): StoreFile {
+    const fd = fs.openSync(path.join(this.root, name), flags);
+    return new DiskFile(fd, this.scratch !== null && name.startsWith(`${this.scratch}/`) ? null : this.pace);
   }
 
   create(name: string): StoreFile {
     const file = path.join(this.root, name);
     fs.mkdirSync(path.dirname(file), { recursive: true });
-    return new DiskFile(fs.openSync(file, 'wx+'), this.pace);
+    return this.file(name, 'wx+');
   }
 
   list(folder: string): string[] {
@@ -82,6 +91,7 @@ export class DiskFiles implements Files {
   }
 
   syncFolder(folder: string): Promise<void> {
+    if (folder === this.scratch) return Promise.resolve();
     return new Promise((resolve, reject) => {
       const fd = fs.openSync(path.join(this.root, folder), 'r');
       fs.fsync(fd, (error) => {
@@ -100,7 +110,8 @@ class DiskFile implements StoreFile {
 
   constructor(
     private readonly fd: number,
-    private readonly pace: SyncPace,
+    /** Null: it need not be durable. */
+    private readonly pace: SyncPace | null,
   ) {}
 
   read(target: Uint8Array, at: number, length: number, position: number): number {
@@ -120,6 +131,7 @@ class DiskFile implements StoreFile {
   }
 
   sync(): Promise<void> {
+    if (this.pace === null) return Promise.resolve();
     if (this.pace.quick) {
       const begin = performance.now();
       try {

@@ -430,10 +430,15 @@ export class Images {
   async applyRetention(retention: Retention): Promise<number> {
     let count = 0;
     for (const { name, tags } of this.store.info()) {
-      if (!this.store.has(name)) continue;
+      // What another server writes to is that one's to tidy.
+      if (!this.store.has(name) || !this.store.mayChange(this.store.line(name))) continue;
       const drop = expired(this.store.generations(name), new Set(Object.values(tags)), retention, this.store.nowMs());
-      await this.forget(name, drop);
-      count += drop.length;
+      try {
+        await this.forget(name, drop);
+        count += drop.length;
+      } catch (error) {
+        if (!(error instanceof ConflictError)) throw error;
+      }
     }
     return count;
   }

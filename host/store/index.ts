@@ -80,15 +80,19 @@ export class LmdbIndex implements Index {
   private readonly small: Database<Buffer, string>;
   private readonly lists: Database<Buffer, string>;
 
-  constructor(folder: string) {
+  /** `isCache`: what is in it can be had again, so that a commit is over when it is visible. */
+  constructor(
+    folder: string,
+    private readonly isCache = false,
+  ) {
     this.root = open<Buffer, Buffer>({
       path: folder,
       noSubdir: false,
       keyEncoding: 'binary',
       encoding: 'binary',
       maxDbs: 4,
-      // A commit is over when it is durable, not before.
-      overlappingSync: false,
+      // A commit is over when it is durable, not before. A cache may lose the newest ones with the power, but is never damaged by that.
+      overlappingSync: isCache,
     });
     this.blobs = this.root.openDB<Buffer, Buffer>({ name: 'blobs', keyEncoding: 'binary', encoding: 'binary' });
     this.small = this.root.openDB<Buffer, string>({ name: 'records', encoding: 'binary' });
@@ -138,7 +142,7 @@ export class LmdbIndex implements Index {
         else this.lists.put(key, list);
       }
     });
-    await this.root.flushed;
+    if (!this.isCache) await this.root.flushed;
   }
 
   async close(): Promise<void> {

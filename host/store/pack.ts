@@ -64,6 +64,8 @@ export interface Piece {
 export interface PackSource {
   /** The number of a new pack. */
   takeNumber(): number;
+  /** Nothing more will be written to this new pack. */
+  isFull(pack: number): void;
   /** Is any of this not here? */
   isAbsent(pack: number, from: number, length: number): boolean;
   /** Brings whole groups here, checked. Throws a DamagedError for what is damaged there too. */
@@ -372,6 +374,7 @@ export class Packs {
     const apart = nodes && this.source !== null;
     const current = apart ? this.currentNodes : this.current;
     if (current !== null && current.size + length <= this.packSizeMax) return current;
+    if (current !== null) this.source?.isFull(current.number);
     this.closeUnused();
     const number = this.source?.takeNumber() ?? this.nextNumber++;
     const file = this.files.create(packName(number));

@@ -194,8 +194,9 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
         const status = fs.statfsSync(folder);
         return status.bavail * status.bsize;
       };
-      const files = new DiskFiles(folder);
       if (options.bucket !== undefined) {
+        // What the journal has is not acknowledged before it is in the bucket.
+        const files = new DiskFiles(folder, 'journal');
         const { log = () => {}, codec = zstdCodec, bucket } = options;
         const storeId = await Shared.identify(bucket.bucket);
         openCacheFile(folder, bucket.bucket.url);
@@ -205,6 +206,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       }
       const storeId = openStoreFile(folder);
       const index = new LmdbIndex(path.join(folder, 'index'));
+      const files = new DiskFiles(folder);
       return await Store.openParts({ files, index, storeId, unlock }, { freeBytes, ...options });
     } catch (error) {
       unlock();
@@ -373,7 +375,12 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     });
   }
 
-  /** The same for what administrators do. */
+  /** As far as it is known here: nobody else does. */
+  mayChange(line: Line): boolean {
+    return this.shared === null || this.shared.mayOwn(line.record.id);
+  }
+
+  /** As claim(), for what administrators do. */
   async claimFor(line: Line): Promise<void> {
     await this.shared?.claim(line.record.id);
   }

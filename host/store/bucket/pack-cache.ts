@@ -47,6 +47,7 @@ export class PackCache {
   private requests = 0;
   private clock = 0;
   private total = 0;
+  private changed = false;
 
   constructor(private readonly parts: CacheParts) {}
 
@@ -74,7 +75,18 @@ export class PackCache {
     this.evict();
   }
 
+  /** Does not throw: at worst more is fetched again. */
   save(): void {
+    if (!this.changed) return;
+    this.changed = false;
+    try {
+      this.saveNow();
+    } catch {
+      this.changed = true;
+    }
+  }
+
+  private saveNow(): void {
     const file = path.join(this.parts.folder, LIST);
     const some = [...this.packs].filter(([, { extents }]) => extents.length > 0);
     fs.mkdirSync(path.dirname(file), { recursive: true });
@@ -90,6 +102,7 @@ export class PackCache {
     this.forget(pack);
     this.packs.set(pack, { size, extents: [...extents], lastUse: ++this.clock, distrusts: 0 });
     this.total += bytesIn(extents);
+    this.changed = true;
     this.evict();
   }
 
@@ -191,6 +204,7 @@ export class PackCache {
     const before = bytesIn(it.extents);
     it.extents = withExtent(it.extents, from, from + bytes.length);
     it.lastUse = ++this.clock;
+    this.changed = true;
     this.total += bytesIn(it.extents) - before;
     this.evict();
   }

@@ -89,6 +89,8 @@ interface LocalRecord {
 const LOCAL_KEY = 'local';
 const PACK_NUMBERS = 1024;
 const READ_MS = 10_000;
+/** What a server that is killed has fetched since then is fetched again. */
+const SAVE_MS = 60_000;
 const CHECKPOINT_EVERY = 500;
 const TRANSFERS_AT_ONCE = 4;
 
@@ -138,7 +140,8 @@ export class Shared implements Index, PackSource {
   private above: Above | null = null;
   private readonly unpublished = new Map<string, Location>();
   private readonly numbers: number[] = [];
-  private readonly uploads = new Map<number, Upload>();
+  private readonly uploads = new Map<number, Promise<Upload>>();
+  private readonly transfers = new Slots(TRANSFERS_AT_ONCE);
   private queue: Item[] = [];
   private publishing = false;
   private turn: Promise<unknown> = Promise.resolve();
@@ -146,6 +149,7 @@ export class Shared implements Index, PackSource {
   private readonly changedAt = new Map<string, number>();
   private reserving = false;
   private pollTimer: NodeJS.Timeout | null = null;
+  private saveTimer: NodeJS.Timeout | null = null;
   private closed = false;
 
   private constructor(
@@ -181,7 +185,8 @@ export class Shared implements Index, PackSource {
     const hex = storeId.toString('hex');
     const reach = new Reach(bucket, options.log, options.waitMaxMs);
     const log = new BucketLog(reach, hex);
-    let local = new LmdbIndex(path.join(folder, 'index'));
+    const newIndex = () => new LmdbIndex(path.join(folder, 'index'), true);
+    let local = newIndex();
     let known = local.record(LOCAL_KEY) as LocalRecord | undefined;
     if (known !== undefined) {
       const there = await reach.request((it) => it.get(logObject(known!.sequence), { from: 0, to: 64 }));
@@ -193,7 +198,7 @@ export class Shared implements Index, PackSource {
     if (known === undefined) {
       await local.close();
       for (const name of ['index', 'packs']) fs.rmSync(path.join(folder, name), { recursive: true, force: true });
-      local = new LmdbIndex(path.join(folder, 'index'));
+      local = newIndex();
     }
     // Nothing in it was ever acknowledged.
     fs.rmSync(path.join(folder, 'journal'), { recursive: true, force: true });
@@ -222,6 +227,7 @@ export class Shared implements Index, PackSource {
   attach(above: Above): void {
     this.above = above;
     this.pollTimer = setInterval(() => this.pollSoon(), this.options.pollMs ?? 1000).unref();
+    this.saveTimer = setInterval(() => this.cache.save(), SAVE_MS).unref();
   }
 
   private polling = false;
@@ -346,6 +352,7 @@ export class Shared implements Index, PackSource {
     if (this.closed) return;
     this.closed = true;
     if (this.pollTimer !== null) clearInterval(this.pollTimer);
+    if (this.saveTimer !== null) clearInterval(this.saveTimer);
     this.reach.stop();
     await this.turn.catch(() => {});
     this.cache.save();
@@ -678,11 +685,16 @@ export class Shared implements Index, PackSource {
     return record.server;
   }
 
+  /** Objects of packs that no longer count are waiting to be deleted. */
+  get hasRetired(): boolean {
+    return this.local.records('retired/').length > 0;
+  }
+
   owns(line: number): boolean {
     return this.server !== 0 && this.owner(line) === this.server;
   }
 
-  private mayOwn(line: number): boolean {
+  mayOwn(line: number): boolean {
     const owner = this.owner(line);
     return owner === 0 || owner === this.server;
   }
@@ -766,27 +778,42 @@ export class Shared implements Index, PackSource {
     const { above } = this;
     if (above === null) return [];
     above.packs.seal();
-    const made = [...above.packs.made];
-    await inParallel(made, async (pack) => {
-      if (this.uploads.has(pack)) return;
-      const bytes = fs.readFileSync(path.join(this.folder, packName(pack)));
-      const groups = groupsOfPack(bytes);
-      const record: PackRecord = {
-        version: 1,
-        kind: kindOf(groups),
-        bytes: bytes.length,
-        sha256: sha256(bytes).toString('hex'),
-        blobs: groups.reduce((sum, { blobs }) => sum + blobs.length, 0),
-      };
-      const puts = [this.reach.request((bucket) => bucket.put(packObject(pack), bytes))];
-      if (hasDirectory(record)) {
-        const directory = encodeDirectory(bytes);
-        puts.push(this.reach.request((bucket) => bucket.put(directoryObject(pack), directory)));
-      }
-      await Promise.all(puts);
-      this.uploads.set(pack, { pack, record, groups });
-    });
-    return made.map((pack) => this.uploads.get(pack)!);
+    return Promise.all([...above.packs.made].map((pack) => this.uploadOf(pack)));
+  }
+
+  /** Nothing more will be written to the pack: it can be on its way while the next one is filled. */
+  isFull(pack: number): void {
+    void this.uploadOf(pack);
+  }
+
+  private uploadOf(pack: number): Promise<Upload> {
+    let job = this.uploads.get(pack);
+    if (job === undefined) {
+      job = this.transfers.run(() => this.uploadNow(pack));
+      this.uploads.set(pack, job);
+      // Who needs it asks again.
+      job.catch(() => this.uploads.delete(pack));
+    }
+    return job;
+  }
+
+  private async uploadNow(pack: number): Promise<Upload> {
+    const bytes = await fs.promises.readFile(path.join(this.folder, packName(pack)));
+    const groups = groupsOfPack(bytes);
+    const record: PackRecord = {
+      version: 1,
+      kind: kindOf(groups),
+      bytes: bytes.length,
+      sha256: sha256(bytes).toString('hex'),
+      blobs: groups.reduce((sum, { blobs }) => sum + blobs.length, 0),
+    };
+    const puts = [this.reach.request((bucket) => bucket.put(packObject(pack), bytes))];
+    if (hasDirectory(record)) {
+      const directory = encodeDirectory(bytes);
+      puts.push(this.reach.request((bucket) => bucket.put(directoryObject(pack), directory)));
+    }
+    await Promise.all(puts);
+    return { pack, record, groups };
   }
 
   /** Packs of others: nodes come here, of blocks what is in them is noted. */
@@ -897,6 +924,25 @@ export class Shared implements Index, PackSource {
 
 function hasDirectory({ kind, bytes }: PackRecord): boolean {
   return kind === 'blocks' && bytes > DIRECTORY_PACK_MIN;
+}
+
+/** So many at a time. */
+class Slots {
+  private used = 0;
+  private readonly waiting: (() => void)[] = [];
+
+  constructor(private readonly most: number) {}
+
+  async run<T>(work: () => Promise<T>): Promise<T> {
+    while (this.used >= this.most) await new Promise<void>((resolve) => this.waiting.push(resolve));
+    this.used++;
+    try {
+      return await work();
+    } finally {
+      this.used--;
+      this.waiting.shift()?.();
+    }
+  }
 }
 
 export async function inParallel<T>(all: T[], work: (it: T) => Promise<void>): Promise<void> {
