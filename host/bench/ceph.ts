@@ -9,7 +9,7 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 import { Bucket, type BucketSettings } from '../store/bucket/s3.js';
 
-export const CEPH_TOOLS = ['ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'ceph', 'monmaptool'];
+export const CEPH_TOOLS = ['setpriv', 'ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'ceph', 'monmaptool'];
 
 const run = promisify(execFile);
 const ACCESS_KEY = 'ribbon-test';
@@ -98,7 +98,11 @@ export class Ceph {
 
   private daemon(name: string, ...args: string[]): void {
     const output = fs.openSync(path.join(this.folder, `${name}.out`), 'w');
-    const daemon = spawn(name, args, { env: this.environment(), stdio: ['ignore', output, output] });
+    // Whatever ends this process, even kill -9, ends them too.
+    const daemon = spawn('setpriv', ['--pdeathsig', 'KILL', name, ...args], {
+      env: this.environment(),
+      stdio: ['ignore', output, output],
+    });
     fs.closeSync(output);
     this.daemons.push(daemon);
   }

@@ -4,6 +4,7 @@ import type { Command } from 'commander';
 import { failureText } from '../failure.js';
 import { discardAttached } from '../server/attach.js';
 import { bucketOptions } from '../server/bucket-config.js';
+import { ByteRates } from '../server/byte-rate.js';
 import { OPEN_CONFIG, readConfig } from '../server/config.js';
 import { ControlServer } from '../server/control.js';
 import { apiRoutes } from '../server/http-api.js';
@@ -65,6 +66,7 @@ async function serve(options: Options): Promise<void> {
     connectionsMax,
     connectionsPerClientMax,
     connectionsPerSecond,
+    byteRates: new ByteRates(config.bytesPerSecondOf),
   });
   const control = new ControlServer(store, log);
   const routes = [

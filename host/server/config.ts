@@ -36,6 +36,8 @@ export interface ServerConfig {
   branchSecondWriter: boolean;
   /** HTTP requests of one client (by identity, else address) that are answered in a second. */
   requestsPerSecond: number;
+  /** What a client may move in a second, by NBD; null: as much as it can. */
+  bytesPerSecondOf(client: Client): number | null;
   /** Where the store is; null: in the folder alone. */
   bucket: BucketConfig | null;
 }
@@ -51,6 +53,7 @@ export const OPEN_CONFIG: ServerConfig = {
   connectionsPerSecond: 200,
   branchSecondWriter: false,
   requestsPerSecond: 1000,
+  bytesPerSecondOf: () => null,
   bucket: null,
 };
 
@@ -80,14 +83,15 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
   }
   const top = fields(root, name, TOP_FIELDS);
   const tokens = new Map<string, string>();
-  const identities = new Map<string, { key: Buffer | null; rights: Rights }>();
+  const identities = new Map<string, { key: Buffer | null; rights: Rights; bytesPerSecond: number | null }>();
   for (const [identity, value] of Object.entries((top.identities ?? {}) as object)) {
     const where = `${name}: identities.${identity}`;
-    const entry = fields(value, where, ['psk', 'tokens', 'rights']);
+    const entry = fields(value, where, ['psk', 'tokens', 'rights', 'bytesPerSecond']);
     for (const hash of tokensOf(entry.tokens, where)) tokens.set(hash, identity);
     identities.set(identity, {
       key: entry.psk === undefined ? null : pskOf(entry.psk, where),
       rights: rightsOf(entry.rights, where),
+      bytesPerSecond: rateOf(entry.bytesPerSecond, `${where}.bytesPerSecond`),
     });
   }
   const anonymous = top.anonymous === undefined ? {} : rightsOf(top.anonymous, `${name}: anonymous`);
@@ -96,7 +100,9 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
     'connectionsPerClient',
     'connectionsPerSecond',
     'requestsPerSecond',
+    'bytesPerSecond',
   ]);
+  const bytesPerSecond = rateOf(limits.bytesPerSecond, `${name}: limits.bytesPerSecond`);
   if (top.ask !== undefined && typeof top.ask !== 'boolean') throw new Failure(`${name}: ask is not true or false`);
   return {
     access: {
@@ -124,6 +130,8 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
     connectionsPerSecond: count(limits.connectionsPerSecond, 200, `${name}: limits.connectionsPerSecond`),
     branchSecondWriter: secondWriterOf(top.secondWriter, name),
     requestsPerSecond: count(limits.requestsPerSecond, 1000, `${name}: limits.requestsPerSecond`),
+    bytesPerSecondOf: (client) =>
+      (client.tls ? identities.get(client.identity)?.bytesPerSecond : null) ?? bytesPerSecond,
     bucket:
       top.bucket === undefined
         ? null
@@ -175,6 +183,16 @@ function secondWriterOf(value: unknown, name: string): boolean {
 function count(value: unknown, otherwise: number, where: string): number {
   if (value === undefined) return otherwise;
   if (!Number.isSafeInteger(value) || (value as number) < 1) throw new Failure(`${where} is a number from 1 on`);
+  return value as number;
+}
+
+/** Below this a card's largest message would take minutes. */
+const BYTES_PER_SECOND_MIN = 4096;
+
+function rateOf(value: unknown, where: string): number | null {
+  if (value === undefined) return null;
+  if (!Number.isSafeInteger(value) || (value as number) < BYTES_PER_SECOND_MIN)
+    throw new Failure(`${where} is a number from ${BYTES_PER_SECOND_MIN} on`);
   return value as number;
 }
 

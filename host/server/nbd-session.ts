@@ -25,6 +25,8 @@ const OPTION_DATA_MAX = 16 * 1024;
 const OPTION_SKIP_MAX = 1024 * 1024;
 const EXTENTS_MAX = 8192;
 const OPTIONS_MAX = 1000;
+/** NBD_CMD_CACHE at work at once. */
+const PREFETCHES_MAX = 4;
 
 export interface Transport {
   readonly client: Client;
@@ -445,7 +447,7 @@ export class NbdSession implements NegotiatingSession {
         this.startZero();
         return true;
       case nbd.NBD_CMD_CACHE:
-        this.replySuccess(this.cookie);
+        this.startPrefetch();
         return true;
       case nbd.NBD_CMD_BLOCK_STATUS:
         this.replyStatus();
@@ -737,6 +739,36 @@ export class NbdSession implements NegotiatingSession {
       .then(() => {
         if (this.state !== State.CLOSED) this.flushSoon();
       });
+  }
+
+  private prefetches = 0;
+
+  /** Requests that follow do not wait for it. More than a few at once are answered with nothing done, as [NBD] allows. */
+  private startPrefetch(): void {
+    const { cookie } = this;
+    let done: Done;
+    try {
+      if (this.prefetches < PREFETCHES_MAX) done = this.export!.prefetch?.(this.offset, this.length);
+    } catch (error) {
+      this.replyError(cookie, asExportError(error));
+      return;
+    }
+    if (done === undefined) {
+      this.replySuccess(cookie);
+      return;
+    }
+    this.prefetches++;
+    const settled = (error: unknown) => {
+      this.prefetches--;
+      if (this.state === State.CLOSED) return;
+      if (error === undefined) this.replySuccess(cookie);
+      else this.replyError(cookie, asExportError(error));
+      this.flushSoon();
+    };
+    done.then(
+      () => settled(undefined),
+      (error: unknown) => settled(error ?? new Error('prefetch failed')),
+    );
   }
 
   private startCommit(): void {

@@ -74,9 +74,11 @@ class BranchingExport implements OpenExport {
   }
 
   write(offset: number, data: Buffer): Done {
+    // With several servers on a store it may take a while until it is known who writes: the data must outlive that.
+    const kept = this.store.shared === null ? data : Buffer.from(data);
     if (this.moving === null) {
       try {
-        return this.inner.write(offset, data);
+        return this.orBranch(this.inner.write(offset, kept), () => this.inner.write(offset, kept));
       } catch (error) {
         this.begin(error);
       }
@@ -88,12 +90,24 @@ class BranchingExport implements OpenExport {
   zero(offset: number, length: number): Done {
     if (this.moving === null) {
       try {
-        return this.inner.zero(offset, length);
+        return this.orBranch(this.inner.zero(offset, length), () => this.inner.zero(offset, length));
       } catch (error) {
         this.begin(error);
       }
     }
     return this.moving!.then(() => this.inner.zero(offset, length));
+  }
+
+  private orBranch(done: Done, again: () => Done): Done {
+    if (done === undefined || this.store.shared === null) return done;
+    return done.catch((error: unknown) => {
+      if (this.moving === null) this.begin(error);
+      return this.moving!.then(again);
+    });
+  }
+
+  prefetch(offset: number, length: number): Done {
+    return this.inner.prefetch(offset, length);
   }
 
   commit(): Done {

@@ -7,6 +7,7 @@ import fs from 'node:fs';
 import net from 'node:net';
 import tls from 'node:tls';
 import { Failure } from '../failure.js';
+import type { ByteRates } from './byte-rate.js';
 import type { TlsSettings } from './config.js';
 import type { Client, Exports } from './export.js';
 import { type ListenAddress, nbdUri } from './listen.js';
@@ -28,6 +29,8 @@ export interface ImageServerOptions {
   /** New ones from one network address in a second; more are closed at once. */
   connectionsPerSecond?: number;
   tls?: TlsSettings | null;
+  /** What each client may move in a second; missing: as much as it can. */
+  byteRates?: ByteRates;
   /** A client must have opened an export within this time. */
   negotiationTimeoutMs?: number;
   /** A client that takes nothing of the output waiting for it for this long is dropped. */
@@ -128,6 +131,8 @@ export class Connection {
   private stuckSince = 0;
   private ageMs = 0;
   private secondsOver = 0;
+  /** Runs while the client has moved more than it may. */
+  private rateTimer: NodeJS.Timeout | null = null;
 
   constructor(
     accepted: net.Socket,
@@ -177,6 +182,7 @@ export class Connection {
 
   /** `count` bytes have come into `buffer`; false stops the reading of the socket. */
   private received(count: number, buffer: Uint8Array): boolean {
+    this.options.byteRates?.spend(this.client, count);
     const session = this.session;
     const target = this.left === null ? session.buffer() : null;
     if (target !== null && target.buffer === buffer.buffer && target.byteOffset === buffer.byteOffset) {
@@ -219,10 +225,11 @@ export class Connection {
     socket.on('drain', () => {
       if (this.socket !== socket) return;
       this.stuckSince = 0;
-      this.session.resume();
+      this.resume();
     });
     socket.on('close', () => {
       clearInterval(this.timer);
+      if (this.rateTimer !== null) clearTimeout(this.rateTimer);
       this.socketOver = true;
       // Requests that the session had no room for yet would otherwise keep it, and its export, for ever.
       this.left = null;
@@ -244,14 +251,15 @@ export class Connection {
         }
         const { socket } = connection;
         if (inside) connection.collect();
+        const isWithinRate = connection.isWithinRate(bytes.length);
         const left = inside ? bytes : writeNow(socket, bytes);
         if (left === null) {
           sent();
-          return true;
+          return isWithinRate;
         }
         const more = socket.write(left, sent);
         if (!more) connection.stuckSince = Date.now();
-        return more;
+        return more && isWithinRate;
       },
       startTls: () => connection.startTls(),
       end() {
@@ -263,6 +271,21 @@ export class Connection {
       log: (level, message) => connection.log(level, `${connection.name}: ${message}`),
       wake: () => connection.wake(),
     };
+  }
+
+  /** Counts bytes that go to the client. False: the session stops here until they, and what has come from it, are paid for. */
+  private isWithinRate(count: number): boolean {
+    const waitMs = this.options.byteRates?.spend(this.client, count) ?? 0;
+    if (waitMs <= 0) return true;
+    this.rateTimer ??= setTimeout(() => {
+      this.rateTimer = null;
+      this.resume();
+    }, waitMs);
+    return false;
+  }
+
+  private resume(): void {
+    if (this.rateTimer === null && !this.socket.writableNeedDrain) this.session.resume();
   }
 
   /** The client agreed to STARTTLS: a new session begins inside, and only who it proves to be counts. */
@@ -307,10 +330,11 @@ export class Connection {
     this.session = NbdSession.insideTls(this.options.exports, this.transport(true), this.session);
     inner.on('drain', () => {
       this.stuckSince = 0;
-      this.session.resume();
+      this.resume();
     });
     inner.on('end', () => this.inputEnded());
     inner.on('data', (bytes: Buffer) => {
+      this.options.byteRates?.spend(this.client, bytes.length);
       this.deliver(bytes);
       if (this.left !== null) inner.pause();
     });

@@ -15,6 +15,8 @@ import { BLOCK_SIZE, blocksOf, isZeroBlock, type TreeView } from './tree.js';
 export const CHANGED_SINCE = 'x-ribbon:changed-since=';
 /** Extents of NBD are 32-bit lengths. */
 const EXTENT_BLOCKS_MAX = 0x7fff_f000 / BLOCK_SIZE;
+/** Brought along at once: some thousand look-ups. */
+const PREFETCH_STEP = 4 * 1024 * 1024;
 /** An anonymous writer with an open epoch that says nothing for this long loses its role to another one at the same address. */
 const SILENT_MS = 10_000;
 
@@ -148,6 +150,26 @@ export class LineExport implements OpenExport {
       done += count;
     }
     return waits.length === 0 ? undefined : Promise.all(waits).then(() => {});
+  }
+
+  /** Of an open epoch nothing has to be fetched; of the tree what is not in memory, or not on this disk. */
+  prefetch(offset: number, length: number): Done {
+    if (this.lost !== null) throw new ExportError('ESHUTDOWN', this.lost);
+    const end = Math.min(offset + length, this.size, offset + this.store.prefetchBytesMax);
+    for (let at = offset; at < end; at += PREFETCH_STEP) {
+      const fetch = (this.view ?? this.tree).prefetch(at, Math.min(PREFETCH_STEP, end - at));
+      if (fetch !== undefined) return this.prefetchRest(fetch, at + PREFETCH_STEP, end);
+    }
+    return undefined;
+  }
+
+  private async prefetchRest(first: Promise<unknown>, from: number, end: number): Promise<void> {
+    await first;
+    for (let at = from; at < end && this.lost === null; at += PREFETCH_STEP) {
+      await (this.view ?? this.tree).prefetch(at, Math.min(PREFETCH_STEP, end - at));
+      // Looking blocks up takes its time: others go first.
+      await new Promise<void>((resolve) => setImmediate(resolve));
+    }
   }
 
   // --- writing

@@ -126,6 +126,7 @@ const BUCKET_PACK_SIZE_MAX = 32 * 1024 * 1024;
 const JOURNAL_BUSY_BYTES = 2 * 1024 ** 3;
 const JOURNAL_MAX_BYTES = 4 * 1024 ** 3;
 const CARD_LOST_MS = 600_000;
+const PREFETCH_BYTES_MAX = 1024 * 1024 * 1024;
 /** Clients rest when none has written for this long. */
 const IDLE_MS = 250;
 
@@ -251,6 +252,11 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   /** Of the file system; null in a simulation. */
   freeBytes(): number | null {
     return this.options.freeBytes?.() ?? null;
+  }
+
+  /** More than this at once would throw itself out again, or others. */
+  get prefetchBytesMax(): number {
+    return this.shared === null ? PREFETCH_BYTES_MAX : this.shared.options.cacheBytes / 4;
   }
 
   nowMs(): number {

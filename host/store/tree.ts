@@ -271,6 +271,11 @@ export class TreeView {
     }
   }
 
+  /** Brings what is stored of a range onto this disk or into the page cache; undefined where that is not needed. */
+  prefetch(position: number, length: number): Promise<unknown> | undefined {
+    return this.nodes.packs.prefetch(this.locations(position, length));
+  }
+
   /** Fetches what is not on this disk of a range, then goes on. */
   private async readAbsent(position: number, target: Buffer, at: number, length: number): Promise<void> {
     await this.nodes.packs.prefetch(this.locations(position, length));

@@ -9,8 +9,10 @@ import os from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { promisify } from 'node:util';
+import { ByteRates } from '../../host/server/byte-rate.js';
 import { parseConfig } from '../../host/server/config.js';
 import { ExportError } from '../../host/server/export.js';
+import * as nbd from '../../host/server/nbd-protocol.js';
 import { RateLimit } from '../../host/server/rate.js';
 import { SecondWriters } from '../../host/server/second-writer.js';
 import { ImageServer } from '../../host/server/server.js';
@@ -19,6 +21,7 @@ import { parseRetention } from '../../host/store/retention.js';
 import { Store } from '../../host/store/store.js';
 import { BLOCK, blockOf } from '../store/model.js';
 import { needs } from './needs.js';
+import { PlainClient } from './plain-client.js';
 
 const run = promisify(execFile);
 const MIB = 1024 * 1024;
@@ -123,6 +126,50 @@ test("a rate limit lets one second's worth through, and then as many as time bri
   assert.equal(taken('a', 20), 5);
   for (let index = 0; index < 20_000; index++) limit.take(`address ${index}`);
   assert.equal(taken('b', 20), 5, 'forgotten, and not a leak');
+});
+
+test('bytes: a second of them at once, then as many as time brings, for each client apart', () => {
+  let now = 0;
+  const config = parseConfig(
+    '{"limits":{"bytesPerSecond":10000},"identities":{"a":{"rights":{},"bytesPerSecond":5000},"b":{"rights":{}}}}',
+    folder,
+    'c',
+  );
+  const rates = new ByteRates(config.bytesPerSecondOf, () => now);
+  const a = { identity: 'a', address: '1', tls: true };
+  assert.equal(rates.spend(a, 5000), 0);
+  assert.equal(rates.spend(a, 10_000), 2000, 'a debt of two seconds');
+  assert.equal(rates.spend({ ...a, identity: 'b' }, 10_000), 0, 'others are not concerned');
+  assert.equal(rates.spend({ ...a, tls: false }, 20_000), 1000, 'a name counts only when it is proved');
+  now += 3000;
+  assert.equal(rates.spend(a, 5000), 0, 'paid');
+  now += 3_600_000;
+  assert.equal(rates.spend(a, 5001) > 0, true, 'nothing is saved up');
+  assert.throws(
+    () => parseConfig('{"limits":{"bytesPerSecond":1}}', folder, 'c'),
+    /bytesPerSecond is a number from 4096/,
+  );
+  assert.equal(new ByteRates(() => null).spend(a, 1e12), 0);
+});
+
+test('a client that has moved more than it may is made to wait, and gets everything', async () => {
+  const rates = new ByteRates(() => 2 * 1024 * 1024);
+  const socket = path.join(folder, 'slow');
+  const server = new ImageServer({ exports: store, listen: [{ kind: 'unix', path: socket }], byteRates: rates });
+  await store.images.create('slow', 1024 * BLOCK);
+  await server.listen();
+  const plain = new PlainClient(socket);
+  try {
+    await plain.open('slow');
+    const bytes = Buffer.concat(Array.from({ length: 512 }, (_, index) => blockOf(index + 1)));
+    await plain.request(nbd.NBD_CMD_WRITE, 0, 512, bytes);
+    assert.ok((await plain.request(nbd.NBD_CMD_READ, 0, 512)).equals(bytes));
+    await plain.request(nbd.NBD_CMD_FLUSH, 0, 0);
+    assert.ok(rates.statistics.waits > 0);
+  } finally {
+    plain.end();
+    await server.close();
+  }
 });
 
 test('connections: too many at once, and too many a second', async () => {

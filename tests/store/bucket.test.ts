@@ -6,6 +6,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { CEPH_TOOLS, Ceph } from '../../host/bench/ceph.js';
+import { SecondWriters } from '../../host/server/second-writer.js';
 import { adminOperations } from '../../host/store/admin.js';
 import { Bucket, type BucketSettings } from '../../host/store/bucket/s3.js';
 import { collectGarbage } from '../../host/store/garbage.js';
@@ -168,6 +169,10 @@ test('two servers: one writes, the other follows; who writes where another does 
     'until it flushes',
   );
   await assert.rejects(async () => reader.write(0, blockOf(9)), /EPERM|written through server 1 \(one\)/);
+  const branching = await new SecondWriters(two.store).open('a', CLIENT);
+  await branching.write(0, blockOf(9));
+  await branching.close(true);
+  assert.equal(await value(two.store, 'a/anonymous-3', 0), 9, 'or goes on in a branch, by setting');
   await assert.rejects(two.store.images.rollback('a', 2), /written through server 1 \(one\)/);
   await writer.close(true);
   // Given back, the image is anybody's.
