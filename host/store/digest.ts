@@ -73,7 +73,8 @@ export class BlobWriter {
     await Promise.all(this.packing);
     if (this.failure !== null) throw this.failure;
     this.flushNodes();
-    await this.nodes.packs.sync();
+    // Where this disk is a cache, that has time until the packs are somewhere else.
+    if (!this.nodes.packs.isCache) await this.nodes.packs.sync();
   }
 
   private flushNodes(): void {

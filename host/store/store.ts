@@ -697,8 +697,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       try {
         await this.digest(line);
       } catch (error) {
-        if (this.closing || line.resets !== resets) continue;
-        if (!(error instanceof ConflictError)) throw error;
+        if (line.resets !== resets) continue;
+        if (!(error instanceof ConflictError) || this.closing) throw error;
         // Who has given this server's work up tells so by resetting the line; else the same can be tried again.
         await new Promise<void>((resolve) => setTimeout(resolve, 50));
       }

@@ -16,13 +16,19 @@ const gzip = promisify<Buffer, Buffer>(zlib.gzip);
 const gunzip = promisify<Buffer, Buffer>(zlib.gunzip);
 
 export const logObject = (sequence: number) => `log/${hex14(sequence)}`;
-export const checkpointObject = (sequence: number) => `checkpoint/${hex14(sequence)}`;
+/** `digits`: those of the entry. */
+export const checkpointObject = (sequence: number, digits: string) =>
+  `checkpoint/${hex14(sequence)}.${digits.slice(0, 16)}`;
 export const packObject = (pack: number) => `packs/${String(pack).padStart(8, '0')}`;
 export const directoryObject = (pack: number) => `${packObject(pack)}.directory`;
 export const signObject = (server: number) => `servers/${String(server).padStart(8, '0')}`;
 
-/** Of a name that ends in 14 hexadecimal digits. */
-export const sequenceOf = (name: string) => Number.parseInt(name.slice(-14), 16);
+/** Of the name of a checkpoint: its entry, and the first 16 digits of that. */
+export function parseCheckpointName(name: string): { sequence: number; digits: string } {
+  const match = /^checkpoint\/([0-9a-f]{14})\.([0-9a-f]{16})$/.exec(name);
+  if (match === null) throw new DamagedError(`the bucket has an object ${name}, which is none of this store's`);
+  return { sequence: Number.parseInt(match[1], 16), digits: match[2] };
+}
 
 function hex14(sequence: number): string {
   return sequence.toString(16).padStart(14, '0');

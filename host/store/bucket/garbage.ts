@@ -20,11 +20,12 @@ import {
   type PackRecord,
   packKey,
   packObject,
+  parseCheckpointName,
   retiredKey,
   type ServerRecord,
-  sequenceOf,
   serverKey,
 } from './format.js';
+import { ENTRIES_KEPT } from './log.js';
 import { inParallel, type Shared } from './shared.js';
 
 /** Packs smaller than this are joined: a commit makes two, and every one costs a file, a record and a request. */
@@ -37,7 +38,6 @@ const ATTEMPTS = 100;
 const RETIRED_MS = 600_000;
 const ORPHAN_MS = 3_600_000;
 const LOG_MS = 86_400_000;
-const LOG_ENTRIES = 100;
 
 interface Root {
   root: Buffer;
@@ -305,10 +305,10 @@ class Collection {
     for (const { name } of checkpoints.slice(0, -2)) await reach.request((bucket) => bucket.remove(name));
     const newest = checkpoints.at(-1);
     if (newest === undefined) return;
-    const end = sequenceOf(newest.name) - (this.shared.options.logEntries ?? LOG_ENTRIES);
+    const end = parseCheckpointName(newest.name).sequence - (this.shared.options.entriesKept ?? ENTRIES_KEPT);
     // The oldest first: an entry is there only when those behind it are.
     for (const { name, modifiedMs } of await reach.request((bucket) => bucket.list('log/'))) {
-      if (name >= logObject(Math.max(0, end)) || modifiedMs > beforeMs) return;
+      if (name > logObject(Math.max(0, end)) || modifiedMs > beforeMs) return;
       await reach.request((bucket) => bucket.remove(name));
     }
   }

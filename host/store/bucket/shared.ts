@@ -40,9 +40,9 @@ import {
   type PackRecord,
   packKey,
   packObject,
+  parseCheckpointName,
   type ServerRecord,
   STORE_OBJECT,
-  sequenceOf,
   serverKey,
 } from './format.js';
 import { BucketLog, LeftBehindError } from './log.js';
@@ -72,7 +72,7 @@ export interface SharedOptions {
   retiredMs?: number;
   orphanMs?: number;
   logMs?: number;
-  logEntries?: number;
+  entriesKept?: number;
   /** Waited at most between two attempts to reach the bucket. */
   waitMaxMs?: number;
   checkpointEvery?: number;
@@ -188,29 +188,40 @@ export class Shared implements Index, PackSource {
     const newIndex = () => new LmdbIndex(path.join(folder, 'index'), true);
     let local = newIndex();
     let known = local.record(LOCAL_KEY) as LocalRecord | undefined;
+    const older = `what is in ${folder} is older than the log of the bucket reaches: it is fetched anew`;
     if (known !== undefined) {
       const there = await reach.request((it) => it.get(logObject(known!.sequence), { from: 0, to: 64 }));
       if (there?.toString('latin1') !== known.digits) {
-        options.log('warn', `what is in ${folder} is older than the log of the bucket reaches: it is fetched anew`);
+        options.log('warn', older);
         known = undefined;
       }
-    }
-    if (known === undefined) {
-      await local.close();
-      for (const name of ['index', 'packs']) fs.rmSync(path.join(folder, name), { recursive: true, force: true });
-      local = newIndex();
     }
     // Nothing in it was ever acknowledged.
     fs.rmSync(path.join(folder, 'journal'), { recursive: true, force: true });
     fs.mkdirSync(path.join(folder, 'packs'), { recursive: true });
-    const shared = new Shared(folder, storeId, local, reach, log, options);
-    if (known === undefined) await shared.loadCheckpoint();
-    else {
+    let shared: Shared | null = null;
+    if (known !== undefined) {
+      shared = new Shared(folder, storeId, local, reach, log, options);
       log.sequence = known.sequence;
       log.digits = known.digits;
       shared.appliedSequence = known.sequence;
+      try {
+        await shared.catchUp();
+      } catch (error) {
+        if (!(error instanceof LeftBehindError)) throw error;
+        options.log('warn', older);
+        shared = null;
+      }
     }
-    await shared.catchUp();
+    if (shared === null) {
+      await local.close();
+      for (const name of ['index', 'packs']) fs.rmSync(path.join(folder, name), { recursive: true, force: true });
+      fs.mkdirSync(path.join(folder, 'packs'));
+      local = newIndex();
+      shared = new Shared(folder, storeId, local, reach, new BucketLog(reach, hex), options);
+      await shared.loadCheckpoint();
+      await shared.catchUp();
+    }
     await shared.fetchMissingNodes();
     const sizes = new Map<number, number>();
     const nodes = new Set<number>();
@@ -250,11 +261,15 @@ export class Shared implements Index, PackSource {
     if (this.closed || message === this.saidTrouble) return;
     this.saidTrouble = message;
     this.options.log('error', `the log of the bucket cannot be followed: ${message}`);
-    if (error instanceof LeftBehindError) this.leftBehind();
+    if (error instanceof LeftBehindError && this.lost === null) this.leftBehind(error);
   }
 
+  /** This server has lost its place in the log for good. */
+  private lost: LeftBehindError | null = null;
+
   /** Nothing here can be believed any more: the next start begins with an empty disk. */
-  private leftBehind(): void {
+  private leftBehind(error: LeftBehindError): void {
+    this.lost = error;
     this.epoch++;
     this.above?.abandon('this server has lost track of the store: it must be started again');
     const batch = emptyBatch();
@@ -368,7 +383,10 @@ export class Shared implements Index, PackSource {
   // --- transactions
 
   private inTurn<T>(work: () => Promise<T>): Promise<T> {
-    const mine = this.turn.then(work);
+    const mine = this.turn.then(() => {
+      if (this.lost !== null) throw this.lost;
+      return work();
+    });
     this.turn = mine.catch(() => {});
     return mine;
   }
@@ -378,6 +396,8 @@ export class Shared implements Index, PackSource {
     this.publishing = true;
     try {
       while (this.queue.length > 0) {
+        // Most of the work, and nobody else has to wait for it; what goes wrong goes wrong again below.
+        await this.upload().catch(() => {});
         await this.inTurn(async () => {
           // Taken now: what came while others had their turn goes along.
           const items = this.queue;
@@ -390,12 +410,16 @@ export class Shared implements Index, PackSource {
           }
         });
       }
+    } catch (error) {
+      for (const item of this.queue.splice(0)) item.reject(error);
     } finally {
       this.publishing = false;
     }
   }
 
   private async publishItems(all: Item[]): Promise<void> {
+    // Nodes are on this disk for good before the index says that they are there.
+    const durable = this.above?.packs.sync();
     const uploads = await this.upload();
     let items = all;
     // Before anybody is refused: what is refused may have been given back meanwhile.
@@ -420,6 +444,7 @@ export class Shared implements Index, PackSource {
       }
       for (const { pack, record } of uploads) records.set(packKey(pack), record);
       if (await this.append([...records], [...changes])) {
+        await durable;
         await this.applied([...records], [...changes], uploads);
         for (const item of items) item.resolve();
         break;
@@ -905,7 +930,7 @@ export class Shared implements Index, PackSource {
     const { sequence, digits } = this.log;
     const every = this.options.checkpointEvery ?? CHECKPOINT_EVERY;
     const newest = (await this.reach.request((bucket) => bucket.list('checkpoint/'))).at(-1);
-    const last = newest === undefined ? 0 : sequenceOf(newest.name);
+    const last = newest === undefined ? 0 : parseCheckpointName(newest.name).sequence;
     this.checkpointDue = last + every;
     if (sequence < this.checkpointDue) return;
     this.checkpointDue = sequence + every;
@@ -918,7 +943,7 @@ export class Shared implements Index, PackSource {
     }
     const head = { version: 1 as const, store: this.storeId.toString('hex'), sequence, entry: digits };
     const sealed = await encodeCheckpoint(head, lines);
-    await this.reach.request((bucket) => bucket.create(checkpointObject(sequence), sealed));
+    await this.reach.request((bucket) => bucket.create(checkpointObject(sequence, digits), sealed));
   }
 }
 
