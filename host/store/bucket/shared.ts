@@ -420,6 +420,7 @@ export class Shared implements Index, PackSource {
   private async publishItems(all: Item[]): Promise<void> {
     // Nodes are on this disk for good before the index says that they are there.
     const durable = this.above?.packs.sync();
+    durable?.catch(() => {});
     const uploads = await this.upload();
     let items = all;
     // Before anybody is refused: what is refused may have been given back meanwhile.
