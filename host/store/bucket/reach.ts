@@ -43,7 +43,7 @@ export class Reach {
     const begin = performance.now();
     for (let waitMs = Math.min(WAIT_FIRST_MS, this.waitMaxMs); ; waitMs = Math.min(2 * waitMs, this.waitMaxMs)) {
       try {
-        const answer = await ask(this.bucket);
+        const answer = await within(ask(this.bucket), budgetMs - (performance.now() - begin));
         this.reached();
         return answer;
       } catch (error) {
@@ -87,6 +87,20 @@ export class Reach {
       'error',
       `the bucket ${this.bucket.url}: ${error.message}; what is on this disk is served, commits wait until it answers`,
     );
+  }
+}
+
+/** The answer, or a BucketError when it takes longer. */
+async function within<T>(answer: Promise<T>, ms: number): Promise<T> {
+  if (ms === Number.POSITIVE_INFINITY) return answer;
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(() => reject(new BucketError(0, 'no answer in time', 'GET')), Math.max(ms, 0));
+  });
+  try {
+    return await Promise.race([answer, late]);
+  } finally {
+    clearTimeout(timer);
   }
 }
 

@@ -459,8 +459,8 @@ export class Shared implements Index, PackSource {
   private conflictOf({ batch, since, epoch }: Item): ConflictError | null {
     if (epoch !== this.epoch)
       return new ConflictError(
-        'another server has taken over, or collected garbage: what was not committed is lost',
-        false,
+        'another server has taken over, or collected garbage: what was not committed must be done again',
+        true,
       );
     if (this.server === 0 || this.local.record(serverKey(this.server)) === undefined)
       return new ConflictError('this server is not registered with the store at the moment: try again', true);
@@ -687,7 +687,6 @@ export class Shared implements Index, PackSource {
       };
       server = next.nextServer;
       numbers = [next.nextPack, next.nextPack + PACK_NUMBERS];
-      this.server = server;
       const record: ServerRecord = { version: 1, name: this.options.name, timeMs: this.nowMs(), packs: [numbers] };
       return [
         ...(before > 0 && before !== server ? this.removalOf(before) : []),
@@ -695,6 +694,7 @@ export class Shared implements Index, PackSource {
         [serverKey(server), record],
       ];
     });
+    this.server = server;
     for (let number = numbers[0]; number < numbers[1]; number++) this.numbers.push(number);
   }
 
@@ -795,7 +795,7 @@ export class Shared implements Index, PackSource {
 
   private readRange(name: string, range: { from: number; to: number }): Promise<Buffer | null> {
     // When it is known to be away, a reader need not find that out again.
-    const budget = this.reach.unreachableForMs > 1000 ? 0 : (this.options.readMs ?? READ_MS);
+    const budget = Math.min(this.options.readMs ?? READ_MS, this.reach.unreachableForMs > 1000 ? 1000 : READ_MS);
     return this.reach.request((bucket) => bucket.get(name, range), budget);
   }
 
