@@ -52,6 +52,8 @@ export interface IndexBatch {
   records: [key: string, value: unknown][];
   /** Change lists, by their generation's key; undefined removes. */
   changes: [key: string, list: Buffer | undefined][];
+  /** The packs no longer count, of a store in a bucket: where a blob lies elsewhere too, that is where it lies now. */
+  retiredBlobs?: [hash: Buffer, pack: number][];
   /** Shared.epoch when what the batch builds on was read, where that is earlier than apply(). */
   epoch?: number;
 }
@@ -79,6 +81,8 @@ export class LmdbIndex implements Index {
   private readonly blobs: Database<Buffer, Buffer>;
   private readonly small: Database<Buffer, string>;
   private readonly lists: Database<Buffer, string>;
+  /** Of a cache: other places of blobs that several servers have stored, by hash and pack. Servers need not agree on which is the first. */
+  private readonly copies: Database<Buffer, Buffer> | null;
 
   /** `isCache`: what is in it can be had again, so that a commit is over when it is visible. */
   constructor(
@@ -90,13 +94,16 @@ export class LmdbIndex implements Index {
       noSubdir: false,
       keyEncoding: 'binary',
       encoding: 'binary',
-      maxDbs: 4,
+      maxDbs: 5,
       // A commit is over when it is durable, not before. A cache may lose the newest ones with the power, but is never damaged by that.
       overlappingSync: isCache,
     });
     this.blobs = this.root.openDB<Buffer, Buffer>({ name: 'blobs', keyEncoding: 'binary', encoding: 'binary' });
     this.small = this.root.openDB<Buffer, string>({ name: 'records', encoding: 'binary' });
     this.lists = this.root.openDB<Buffer, string>({ name: 'changes', encoding: 'binary' });
+    this.copies = isCache
+      ? this.root.openDB<Buffer, Buffer>({ name: 'copies', keyEncoding: 'binary', encoding: 'binary' })
+      : null;
   }
 
   blob(hash: Buffer): Location | null {
@@ -131,8 +138,13 @@ export class LmdbIndex implements Index {
 
   async apply(batch: IndexBatch): Promise<void> {
     await this.root.transaction(() => {
-      for (const [hash, location] of batch.blobs) this.blobs.put(hash, encodeLocation(location));
+      for (const [hash, location] of batch.blobs) {
+        if (this.copies !== null) this.keepCopy(this.copies, hash, location);
+        this.blobs.put(hash, encodeLocation(location));
+      }
       for (const hash of batch.removedBlobs) this.blobs.remove(hash);
+      if (this.copies !== null)
+        for (const [hash, pack] of batch.retiredBlobs ?? []) this.retire(this.copies, hash, pack);
       for (const [key, value] of batch.records) {
         if (value === undefined) this.small.remove(key);
         else this.small.put(key, Buffer.from(JSON.stringify(value)));
@@ -145,9 +157,52 @@ export class LmdbIndex implements Index {
     if (!this.isCache) await this.root.flushed;
   }
 
+  /** All blobs of these packs, copies too; looks at the whole index. */
+  blobsIn(packs: Set<number>): [hash: Buffer, pack: number][] {
+    const found: [Buffer, number][] = [];
+    for (const { key, value } of this.blobs.getRange({})) {
+      const { pack } = decodeLocation(value);
+      if (packs.has(pack)) found.push([Buffer.from(key), pack]);
+    }
+    for (const { key } of this.copies?.getRange({}) ?? []) {
+      const pack = Buffer.from(key).readUInt32BE(32);
+      if (packs.has(pack)) found.push([Buffer.from(key.subarray(0, 32)), pack]);
+    }
+    return found;
+  }
+
+  /** The blob lies in another pack too. */
+  private keepCopy(copies: Database<Buffer, Buffer>, hash: Buffer, location: Location): void {
+    const before = this.blob(hash);
+    if (before === null || before.pack === location.pack) return;
+    copies.put(copyKey(hash, before.pack), encodeLocation(before));
+    copies.remove(copyKey(hash, location.pack));
+  }
+
+  private retire(copies: Database<Buffer, Buffer>, hash: Buffer, pack: number): void {
+    if (this.blob(hash)?.pack !== pack) {
+      copies.remove(copyKey(hash, pack));
+      return;
+    }
+    const range = { start: copyKey(hash, 0), end: copyKey(hash, 0xffff_ffff), limit: 1 };
+    for (const { key, value } of copies.getRange(range)) {
+      this.blobs.put(hash, Buffer.from(value));
+      copies.remove(Buffer.from(key));
+      return;
+    }
+    this.blobs.remove(hash);
+  }
+
   async close(): Promise<void> {
     await this.root.close();
   }
+}
+
+function copyKey(hash: Buffer, pack: number): Buffer {
+  const key = Buffer.alloc(36);
+  hash.copy(key);
+  key.writeUInt32BE(pack, 32);
+  return key;
 }
 
 /** The same in memory. */

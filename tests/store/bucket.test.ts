@@ -10,6 +10,7 @@ import { SecondWriters } from '../../host/server/second-writer.js';
 import { adminOperations } from '../../host/store/admin.js';
 import { Bucket, type BucketSettings } from '../../host/store/bucket/s3.js';
 import { collectGarbage } from '../../host/store/garbage.js';
+import { emptyBatch, LmdbIndex } from '../../host/store/index.js';
 import { type BucketOptions, Store, type StoreOptions } from '../../host/store/store.js';
 import { verify } from '../../host/store/verify.js';
 import { needs } from '../server/needs.js';
@@ -501,4 +502,62 @@ test('the cache keeps its bound; imports and exports go through it', NEEDS, asyn
   const { cache } = two.store.shared!;
   assert.ok(cache.bytes > 0 && cache.statistics.fetchedBytes >= bytes.length);
   await end(two);
+});
+
+test('the index of a cache finds a blob as long as one of its packs counts, whatever the order', async () => {
+  const index = new LmdbIndex(newFolder(), true);
+  const at = (pack: number) => ({
+    pack,
+    groupOffset: 64,
+    groupLength: 100,
+    inner: 0,
+    length: 30,
+    count: 1,
+    ordinal: 0,
+    codec: 0,
+  });
+  const [one, two] = [Buffer.alloc(32, 1), Buffer.alloc(32, 2)];
+  const apply = (blobs: [Buffer, number][], retired: [Buffer, number][]) => {
+    const batch = emptyBatch();
+    batch.blobs = blobs.map(([hash, pack]) => [hash, at(pack)]);
+    batch.retiredBlobs = retired;
+    return index.apply(batch);
+  };
+  await apply(
+    [
+      [one, 1],
+      [one, 3],
+      [one, 2],
+      [two, 1],
+    ],
+    [],
+  );
+  await apply(
+    [],
+    [
+      [one, 2],
+      [two, 1],
+    ],
+  );
+  assert.equal(index.hasBlob(two), false);
+  assert.notEqual(index.blob(one)?.pack, 2);
+  await apply([[one, 4]], [[one, 1]]);
+  assert.ok([3, 4].includes(index.blob(one)!.pack));
+  assert.deepEqual(
+    index
+      .blobsIn(new Set([3, 4]))
+      .map(([, pack]) => pack)
+      .sort(),
+    [3, 4],
+  );
+  await apply(
+    [],
+    [
+      [one, 4],
+      [one, 3],
+    ],
+  );
+  assert.equal(index.hasBlob(one), false);
+  assert.deepEqual(index.blobsIn(new Set([1, 2, 3, 4])), []);
+  await index.close();
 });

@@ -232,7 +232,10 @@ class Collection {
       const nodes = blobs[0].bytes.length !== BLOCK_SIZE;
       const payload = Buffer.concat(blobs.map((blob) => blob.bytes));
       const packed = nodes ? null : await store.packs.codec.compress(payload);
-      written += store.packs.writeGroup(blobs, payload, packed, nodes)[0].groupLength;
+      const locations = store.packs.writeGroup(blobs, payload, packed, nodes);
+      written += locations[0].groupLength;
+      // Needed where they will be, too.
+      for (const location of locations) marks.mark(location);
       blobs = [];
     };
     const heads = new Map<number, GroupHead[]>();

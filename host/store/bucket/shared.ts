@@ -628,8 +628,10 @@ export class Shared implements Index, PackSource {
     this.forgetPacks(retired);
     for (const [key, value] of records) this.onRecord(key, value);
     if (this.queue.length === 0 && !this.publishing) this.changedAt.clear();
-    const isLost = batch.removedBlobs.some((hash) => this.reused?.has(hash.toString('latin1')) === true);
-    if (isLost) {
+    const isLost = batch.retiredBlobs?.some(
+      ([hash]) => this.reused?.has(hash.toString('latin1')) === true && !this.local.hasBlob(hash),
+    );
+    if (isLost === true) {
       this.epoch++;
       this.options.log('info', 'another server has collected garbage that was just used again: it is stored again');
       this.above?.rebuildOpen();
@@ -900,16 +902,20 @@ export class Shared implements Index, PackSource {
     fs.renameSync(`${file}.new`, file);
   }
 
-  /** The blobs that lie in packs that no longer count, and nowhere else. */
+  /** All that is in packs that no longer count. */
   private async removeBlobsOf(retired: number[], batch: IndexBatch): Promise<void> {
-    const moved = new Set(batch.blobs.map(([hash]) => hash.toString('latin1')));
+    const blobs: [Buffer, number][] = [];
+    const unclear = new Set<number>();
+    batch.retiredBlobs = blobs;
     await inParallel(retired, async (pack) => {
       const record = this.local.record(packKey(pack)) as PackRecord | undefined;
       if (record === undefined) return;
-      for (const [hash] of locationsOf(pack, await this.groupsOf(pack, record, false))) {
-        if (!moved.has(hash.toString('latin1')) && this.local.blob(hash)?.pack === pack) batch.removedBlobs.push(hash);
-      }
+      const found = [...locationsOf(pack, await this.groupsOf(pack, record, false))];
+      // Its objects may have been deleted already, when this server is late, or be damaged.
+      if (found.length < record.blobs) unclear.add(pack);
+      else for (const [hash] of found) blobs.push([hash, pack]);
     });
+    if (unclear.size > 0) blobs.push(...this.local.blobsIn(unclear));
   }
 
   private forgetPacks(retired: number[]): void {
