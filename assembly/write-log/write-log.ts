@@ -49,6 +49,7 @@ import {
   logHeadRow,
   logNeeded,
   logNextSequence,
+  logSegments,
   logSetCommitted,
   logSetLagMs,
   logSetNeeded,
@@ -660,8 +661,9 @@ function tailIsCommitted(): bool {
   return firstRecord(logTailSegment() + 1) <= logNeeded();
 }
 
+/** Moving blocks round and round a log that they fill gains nothing. What is kept free for tight places is no room for them. */
 function mergeWorthwhile(): bool {
-  const rows = <u64>tableRows();
+  const rows = <u64>(logSegments() - SEGMENTS_RESERVED - 1) * SEGMENT_RECORD_BLOCKS;
   return <u64>statistics.storeBlocksDirty * 100 < rows * (100 - MERGE_GAIN_MIN);
 }
 

@@ -145,6 +145,17 @@ describe('local store', () => {
     assert.equal(rig.disk.commitsDone - before, 4);
   });
 
+  it('a log that is full of blocks written once is not moved round and round', () => {
+    const rig = new StoreRig({ sectors: 65_541, settings: { writeStallTimeoutMs: 20_000 } });
+    rig.powerOn();
+    rig.setReachable(false);
+    let lba = 0;
+    while (!rig.write(lba, 256).failed) lba += 256;
+    const { storeBlocks, storeBlocksDirty, storeBlocksWritten } = rig.card.statistics();
+    assert.ok(storeBlocksDirty > storeBlocks / 2, `${storeBlocksDirty} of ${storeBlocks} blocks`);
+    assert.ok(storeBlocksWritten < 2 * storeBlocks, `${storeBlocksWritten} blocks written`);
+  });
+
   for (const plainServer of ['verify', 'drop'] as const) {
     it(`plain server, "${plainServer}": of a block that was written in part the rest is fetched again`, () => {
       const rig = new StoreRig({ settings: { plainServer } });
