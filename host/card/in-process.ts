@@ -87,13 +87,10 @@ export class InProcessCard implements Card {
     this.#memory = options.memory ?? new WebAssembly.Memory({ initial: size / PAGE_SIZE, maximum: size / PAGE_SIZE });
     this.#bytes = new Uint8Array(this.#memory.buffer);
     this.#world = options.world ?? REAL_WORLD;
-    const onError = (message: string): void => this.onLog('warning', `local store: ${message}`);
-    if (options.storeFile !== undefined) {
-      this.#file = new FileStore(options.storeFile, DEFAULT_STORE_SIZE);
-      this.#file.onError = onError;
-    }
+    if (options.storeFile !== undefined) this.#file = new FileStore(options.storeFile, DEFAULT_STORE_SIZE);
     const store = options.store ?? this.#file ?? new MemoryStore(DEFAULT_STORE_SIZE);
-    this.#store = 'start' in store ? store : storeDevice(store, onError);
+    this.#store =
+      'start' in store ? store : storeDevice(store, (message) => this.onLog('warning', `local store: ${message}`));
     this.#network = this.#world.network([options.path]);
     this.#network.onChange = () => this.#step();
     this.#network.onError = (message) => this.onLog('warning', `network: ${message}`);

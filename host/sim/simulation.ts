@@ -1,6 +1,6 @@
 // A whole simulated installation but the PC: an image server with its images, and a card for each disk on one cable.
 
-import { mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync, truncateSync, writeFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -14,6 +14,9 @@ import { Failure } from '../failure.js';
 import { Cable } from '../front-end/cable.js';
 import { SimulationServer } from './image-server.js';
 import { Link, type LinkOptions } from './link.js';
+
+/** Of a card's local store, sparse: several times what a PC writes before the image server has it. A power of two, as QEMU's SD cards are. */
+const STORE_SIZE = 1 << 30;
 
 export interface Disk {
   /** NBD export name. */
@@ -234,7 +237,12 @@ function localStoreFile(options: SimulationOptions, disk: Disk, deviceNumber: 0 
   if (localStores === undefined || localStores === null) return null;
   if ('files' in images && disk.exportName in images.files) return null;
   mkdirSync(localStores, { recursive: true });
-  return path.join(localStores, `device${deviceNumber}-${encodeURIComponent(disk.exportName)}`);
+  const file = path.join(localStores, `device${deviceNumber}-${encodeURIComponent(disk.exportName)}`);
+  if (!existsSync(file)) {
+    writeFileSync(file, '', { mode: 0o600 });
+    truncateSync(file, STORE_SIZE);
+  }
+  return file;
 }
 
 async function stopAll(
