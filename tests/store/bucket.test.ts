@@ -8,6 +8,7 @@ import { after, before, test } from 'node:test';
 import { CEPH_TOOLS, Ceph } from '../../host/bench/ceph.js';
 import { SecondWriters } from '../../host/server/second-writer.js';
 import { adminOperations } from '../../host/store/admin.js';
+import { logObject } from '../../host/store/bucket/format.js';
 import { Bucket, type BucketSettings } from '../../host/store/bucket/s3.js';
 import { collectGarbage } from '../../host/store/garbage.js';
 import { emptyBatch, LmdbIndex } from '../../host/store/index.js';
@@ -15,7 +16,7 @@ import { type BucketOptions, Store, type StoreOptions } from '../../host/store/s
 import { verify } from '../../host/store/verify.js';
 import { needs } from '../server/needs.js';
 import { BadNetwork, type Fate } from './bad-network.js';
-import { BLOCK, blockOf, CLIENT, type Content, generator, mismatches } from './model.js';
+import { BLOCK, blockOf, CLIENT, type Content, generator, mismatches, readValue } from './model.js';
 
 const MIB = 1024 * 1024;
 const NEEDS = needs(...CEPH_TOOLS);
@@ -94,14 +95,6 @@ async function put(store: Store, name: string, values: Record<number, number>): 
   await opened.close(true);
 }
 
-async function value(store: Store, name: string, block: number): Promise<number> {
-  const opened = await store.open(name, CLIENT);
-  const bytes = Buffer.alloc(BLOCK);
-  await opened.read(block * BLOCK, bytes);
-  await opened.close(true);
-  return bytes.readUInt32LE(0);
-}
-
 test('what is committed is in the bucket: an empty disk is enough to go on', NEEDS, async () => {
   const settings = await ceph.newBucket();
   const one = await serve(settings, 'one');
@@ -111,9 +104,9 @@ test('what is committed is in the bucket: an empty disk is enough to go on', NEE
   await one.store.close();
   const two = await serve(settings, 'two');
   assert.equal(two.store.generation('a'), 3);
-  assert.equal(await value(two.store, 'a', 5), 79);
-  assert.equal(await value(two.store, 'a@2', 5), 77);
-  assert.equal(await value(two.store, 'a', 200), 78);
+  assert.equal(await readValue(two.store, 'a', 5), 79);
+  assert.equal(await readValue(two.store, 'a@2', 5), 77);
+  assert.equal(await readValue(two.store, 'a', 200), 78);
   await two.store.close();
 });
 
@@ -152,7 +145,7 @@ test('two servers: one writes, the other follows; who writes where another does 
   const reader = await two.store.open('a', CLIENT);
   assert.deepEqual(await mismatches(reader, new Map([[0, 1]]), 300), []);
   await writer.write(BLOCK, blockOf(2));
-  assert.equal(await value(two.store, 'a', 1), 0, "an open epoch is nobody else's business");
+  assert.equal(await readValue(two.store, 'a', 1), 0, "an open epoch is nobody else's business");
   await writer.commit();
   await until(() => two.store.generation('a') === 3, 'the second generation is there');
   assert.deepEqual(await mismatches(reader, new Map([[0, 1]]), 300), [], 'a reader stays where it is');
@@ -173,7 +166,7 @@ test('two servers: one writes, the other follows; who writes where another does 
   const branching = await new SecondWriters(two.store).open('a', CLIENT);
   await branching.write(0, blockOf(9));
   await branching.close(true);
-  assert.equal(await value(two.store, 'a/anonymous-3', 0), 9, 'or goes on in a branch, by setting');
+  assert.equal(await readValue(two.store, 'a/anonymous-3', 0), 9, 'or goes on in a branch, by setting');
   await assert.rejects(two.store.images.rollback('a', 2), /written through server 1 \(one\)/);
   await writer.close(true);
   // Given back, the image is anybody's.
@@ -186,7 +179,7 @@ test('two servers: one writes, the other follows; who writes where another does 
     'the other server may write',
   );
   await until(() => one.store.generation('a') === 4, 'the first server follows');
-  assert.equal(await value(one.store, 'a', 2), 3);
+  assert.equal(await readValue(one.store, 'a', 2), 3);
   await reader.close(true);
   await end(one, two);
 });
@@ -224,11 +217,11 @@ test(
     assert.match(lost, /gone on without it|changed through another server/);
     await until(() => one.store.shared!.server > 2, 'it registers again');
     assert.equal(one.store.generation('a'), 3);
-    assert.equal(await value(one.store, 'a', 0), 2);
+    assert.equal(await readValue(one.store, 'a', 0), 2);
     await assert.rejects(writer.close(false), /has not reached the bucket/);
     await end(two);
     await put(one.store, 'a', { 0: 3 });
-    assert.equal(await value(one.store, 'a', 0), 3);
+    assert.equal(await readValue(one.store, 'a', 0), 3);
     await end(one);
   },
 );
@@ -315,8 +308,8 @@ test(
     await until(() => one.store.shared!.server > 2, 'it registers again');
     for (const { store } of [one, two]) {
       assert.equal(store.generation('a'), 3);
-      assert.equal(await value(store, 'a', 0), 1);
-      assert.equal(await value(store, 'a', 1), 3);
+      assert.equal(await readValue(store, 'a', 0), 1);
+      assert.equal(await readValue(store, 'a', 1), 3);
     }
     await end(one, two);
   },
@@ -334,10 +327,10 @@ test(
     const network = await badNetwork(settings.url);
     const two = await serve({ ...settings, url: network.url }, 'two', { readMs: 100, waitMaxMs: 50 });
     await put(two.store, 'a', { 3: 13 });
-    assert.equal(await value(two.store, 'a', 3), 13);
+    assert.equal(await readValue(two.store, 'a', 3), 13);
     network.fate = () => 'refuse';
-    assert.equal(await value(two.store, 'a', 3), 13, 'what was written here is here');
-    await assert.rejects(value(two.store, 'a', 1), /the bucket did not answer/);
+    assert.equal(await readValue(two.store, 'a', 3), 13, 'what was written here is here');
+    await assert.rejects(readValue(two.store, 'a', 1), /the bucket did not answer/);
     let committed = false;
     const commit = put(two.store, 'a', { 4: 14 }).then(() => {
       committed = true;
@@ -346,8 +339,8 @@ test(
     assert.equal(committed, false);
     network.fate = () => 'pass';
     await commit;
-    assert.equal(await value(two.store, 'a', 1), 11);
-    assert.equal(await value(two.store, 'a', 4), 14);
+    assert.equal(await readValue(two.store, 'a', 1), 11);
+    assert.equal(await readValue(two.store, 'a', 4), 14);
     await until(() => two.log.some((line) => /answers again/.test(line)), 'the log says that it is over');
     // One line for an outage, not one for each request; a busy machine may make two of it.
     const errors = two.log.filter((line) => line.startsWith('error'));
@@ -366,7 +359,7 @@ test('a damaged object is an error that names it, a damaged cache is fetched aga
   await end(one);
   const bucket = new Bucket(settings);
   const two = await serve(settings, 'two');
-  assert.equal(await value(two.store, 'a', 1000), 1);
+  assert.equal(await readValue(two.store, 'a', 1000), 1);
   const location = two.store.index.blob(two.store.line('a').view.hashOf(1000))!;
   const file = path.join(two.folder, `packs/${String(location.pack).padStart(8, '0')}.rbp`);
   const bytes = fs.readFileSync(file);
@@ -375,7 +368,7 @@ test('a damaged object is an error that names it, a damaged cache is fetched aga
   bytes[last] ^= 0x55;
   fs.writeFileSync(file, bytes);
   const three = await serve(settings, 'three', {}, {}, two.folder);
-  assert.equal(await value(three.store, 'a', 1000), 1, 'the bucket has it as it was');
+  assert.equal(await readValue(three.store, 'a', 1000), 1, 'the bucket has it as it was');
   await end(three);
   const name = `packs/${String(location.pack).padStart(8, '0')}`;
   const object = (await bucket.get(name))!;
@@ -383,10 +376,10 @@ test('a damaged object is an error that names it, a damaged cache is fetched aga
   await bucket.put(name, object);
   const four = await serve(settings, 'four');
   await assert.rejects(
-    value(four.store, 'a', 1000),
+    readValue(four.store, 'a', 1000),
     new RegExp(`the object ${name} of the bucket is damaged in the group at ${location.groupOffset}`),
   );
-  assert.equal(await value(four.store, 'a', 1), 11, 'the rest is well');
+  assert.equal(await readValue(four.store, 'a', 1), 11, 'the rest is well');
   const { damages } = await verify(four.store);
   assert.ok(
     damages.length > 0 && damages.every(({ generations }) => generations.join() === 'a@3'),
@@ -433,7 +426,7 @@ test('garbage is collected while other servers read and write; nothing that they
   while ((await collectGarbage(one.store)).packsRemoved > 0);
   await collectGarbage(one.store);
   await two.store.shared!.catchUp();
-  assert.equal(await value(two.store, 'a', 99), 6099);
+  assert.equal(await readValue(two.store, 'a', 99), 6099);
   for (const { store } of [one, two]) assert.deepEqual((await verify(store)).damages, []);
   const bucket = new Bucket(settings);
   const objects = (await bucket.list('packs/')).map(({ name }) => Number(/(\d+)/.exec(name)![1]));
@@ -461,22 +454,28 @@ test(
     await one.store.images.create('a', 300 * BLOCK);
     await put(one.store, 'a', { 0: 1 });
     const sleeper = await serve(settings, 'sleeper');
+    const slept = sleeper.store.shared!.log.sequence;
     await sleeper.store.close();
     for (let round = 2; round <= 8; round++) await put(one.store, 'a', { 0: round });
-    await collectGarbage(one.store);
     const bucket = new Bucket(settings);
+    // What is newer than the last sign of life stays until the next one.
+    const isGone = async (sequence: number): Promise<boolean> => {
+      await collectGarbage(one.store);
+      return (await bucket.get(logObject(sequence))) === null;
+    };
+    await until(() => isGone(slept), 'the log begins behind what the sleeper knows');
     assert.equal(await bucket.get('log/00000000000001'), null, 'the beginning of the log is gone');
     const two = await serve(settings, 'two');
-    assert.equal(await value(two.store, 'a', 0), 8);
-    assert.equal(await value(two.store, 'a@3', 0), 2);
+    assert.equal(await readValue(two.store, 'a', 0), 8);
+    assert.equal(await readValue(two.store, 'a@3', 0), 2);
     const again = await serve(settings, 'sleeper', {}, {}, sleeper.folder);
     assert.match(again.log.join('\n'), /older than the log of the bucket reaches/);
-    assert.equal(await value(again.store, 'a', 0), 8);
+    assert.equal(await readValue(again.store, 'a', 0), 8);
     // One that wakes up days later, where nothing is left of the log, finds that out before it makes anything of its own there.
     freeze(again);
     const asleep = again.store.shared!.log as unknown as { endMs: number };
     for (let round = 9; round <= 16; round++) await put(one.store, 'a', { 0: round });
-    await collectGarbage(one.store);
+    await until(() => isGone(again.store.shared!.log.sequence + 1), 'nothing is left of what follows');
     asleep.endMs -= 86_400_000;
     for (const name of ['c', 'd']) await assert.rejects(again.store.images.create(name, BLOCK), /counts for nothing/);
     assert.equal(two.store.has('c'), false);

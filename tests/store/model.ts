@@ -86,6 +86,15 @@ export function blockOf(value: number): Buffer {
   return bytes;
 }
 
+/** The value of a block, see blockOf(), in the newest generation. */
+export async function readValue(store: Store, name: string, block: number): Promise<number> {
+  const opened = await store.open(name, CLIENT);
+  const bytes = Buffer.alloc(BLOCK);
+  await opened.read(block * BLOCK, bytes);
+  await opened.close(true);
+  return bytes.readUInt32LE(0);
+}
+
 /** The blocks in which an export differs from what it should hold. */
 export async function mismatches(opened: LineExport, content: Content, blocks: number): Promise<string[]> {
   const bytes = Buffer.alloc(blocks * BLOCK, 0xee);

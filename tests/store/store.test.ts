@@ -11,7 +11,17 @@ import { expired, parseRetention } from '../../host/store/retention.js';
 import type { Store, StoreOptions } from '../../host/store/store.js';
 import { TreeView } from '../../host/store/tree.js';
 import { verify } from '../../host/store/verify.js';
-import { BLOCK, blockOf, CLIENT, type Content, generator, mismatches, newMedium, openStore } from './model.js';
+import {
+  BLOCK,
+  blockOf,
+  CLIENT,
+  type Content,
+  generator,
+  mismatches,
+  newMedium,
+  openStore,
+  readValue,
+} from './model.js';
 
 const BLOCKS = 300;
 
@@ -29,23 +39,15 @@ async function put(store: Store, name: string, values: Record<number, number>): 
   return opened;
 }
 
-async function value(store: Store, name: string, block: number): Promise<number> {
-  const opened = await store.open(name, CLIENT);
-  const bytes = Buffer.alloc(BLOCK);
-  await opened.read(block * BLOCK, bytes);
-  await opened.close(true);
-  return bytes.readUInt32LE(0);
-}
-
 test('an epoch is visible to its own connection only, until it is committed', async () => {
   const { store } = await newStore();
   const writer = await store.open('a', CLIENT);
   const reader = await store.open('a', CLIENT);
   await writer.write(5 * BLOCK, blockOf(77));
-  assert.equal(await value(store, 'a', 5), 0);
+  assert.equal(await readValue(store, 'a', 5), 0);
   assert.deepEqual(await mismatches(writer, new Map([[5, 77]]), BLOCKS), []);
   await writer.commit();
-  assert.equal(await value(store, 'a', 5), 77);
+  assert.equal(await readValue(store, 'a', 5), 77);
   assert.deepEqual(await mismatches(reader, new Map(), BLOCKS), [], 'a reader stays on its generation');
   await reader.commit();
   assert.deepEqual(await mismatches(reader, new Map([[5, 77]]), BLOCKS), [], 'a flush moves a reader on');
@@ -62,7 +64,7 @@ test('a connection that breaks discards its epoch, a clean end commits it', asyn
   await clean.write(0, blockOf(2));
   await clean.close(true);
   assert.equal(store.generation('a'), 2);
-  assert.equal(await value(store, 'a', 0), 2);
+  assert.equal(await readValue(store, 'a', 0), 2);
   await store.close();
 });
 
@@ -90,7 +92,7 @@ test('one writer at a time; a writer that has read an old generation is refused'
   await two.commit();
   assert.match(lost, /changed by other/);
   assert.throws(() => one.write(0, blockOf(4)), ExportError);
-  assert.equal(await value(store, 'a', 0), 2);
+  assert.equal(await readValue(store, 'a', 0), 2);
   await store.close();
 });
 
@@ -108,8 +110,8 @@ test('a new TLS connection of the same identity takes the role from one with an 
   assert.match(lost, /taken over/);
   assert.throws(() => old.write(0, blockOf(3)), ExportError);
   await fresh.commit();
-  assert.equal(await value(store, 'a', 0), 0);
-  assert.equal(await value(store, 'a', 1), 2);
+  assert.equal(await readValue(store, 'a', 0), 0);
+  assert.equal(await readValue(store, 'a', 1), 2);
   await store.close();
 });
 
@@ -121,26 +123,26 @@ test('clone, branch, snapshot, rollback, diff, log, rename, rm', async () => {
   await admin.snapshot('a@2', 'golden');
   await admin.clone('a@golden', 'b');
   await admin.branch('a', 'fix');
-  assert.equal(await value(store, 'b', 1), 11);
-  assert.equal(await value(store, 'a/fix', 1), 12);
+  assert.equal(await readValue(store, 'b', 1), 11);
+  assert.equal(await readValue(store, 'a/fix', 1), 12);
   assert.equal(store.generation('a/fix'), 3);
   await (await put(store, 'a/fix', { 9: 9 })).close(true);
   assert.equal(store.generation('a/fix'), 4);
-  assert.equal(await value(store, 'a', 9), 0);
+  assert.equal(await readValue(store, 'a', 9), 0);
   assert.deepEqual(await admin.diff('a@2', 'a@3'), [
     { offset: BLOCK, length: BLOCK },
     { offset: 200 * BLOCK, length: BLOCK },
   ]);
   assert.equal(await admin.rollback('a@2'), 4);
-  assert.equal(await value(store, 'a', 1), 11);
-  assert.equal(await value(store, 'a', 200), 0);
+  assert.equal(await readValue(store, 'a', 1), 11);
+  assert.equal(await readValue(store, 'a', 200), 0);
   assert.deepEqual(
     (await admin.log('a')).map(({ generation, why }) => `${generation} ${why}`),
     ['1 created', '2 commit', '3 commit', '4 rollback to 2'],
   );
   await assert.rejects(admin.rm('a', false), /branches/);
   await admin.rename('a', 'c');
-  assert.equal(await value(store, 'c/fix', 9), 9);
+  assert.equal(await readValue(store, 'c/fix', 9), 9);
   assert.throws(() => store.open('a', CLIENT), ExportRefused);
   await admin.rm('c/fix', false);
   await admin.rm('c', true);
@@ -372,7 +374,7 @@ test('garbage collection gives space back, and none that is needed', async () =>
   const report = await collectGarbage(store);
   assert.ok(report.packsRemoved > 0);
   assert.ok(medium.files.used < before - 3 * 200 * BLOCK, `${before} bytes became ${medium.files.used}`);
-  assert.equal(await value(store, 'a', 7), 4008);
+  assert.equal(await readValue(store, 'a', 7), 4008);
   assert.deepEqual((await verify(store)).damages, []);
   await store.close();
 });
@@ -431,7 +433,7 @@ test('a missing pack is named, and the rest can be read', async () => {
   const again = await openStore(medium);
   const { damages } = await verify(again);
   assert.ok(damages.some((it) => /missing/.test(it.message)));
-  assert.equal(await value(again, 'other', 10), 9);
+  assert.equal(await readValue(again, 'other', 10), 9);
   await again.close();
 });
 
@@ -448,7 +450,7 @@ test('a damaged record in the middle of the journal is reported, nothing after i
   const logs: string[] = [];
   const again = await openStore(medium, { log: (level, message) => logs.push(`${level} ${message}`) });
   assert.equal(again.generation('a'), 2);
-  assert.equal(await value(again, 'a', 1), 1);
+  assert.equal(await readValue(again, 'a', 1), 1);
   assert.ok(
     logs.some((it) => /^error a: generation 3 is damaged/.test(it)),
     logs.join('\n'),
@@ -485,7 +487,7 @@ test('a full disk refuses and loses nothing that was committed', async () => {
   assert.ok(failed > 0, 'the disk was never full');
   medium.files.capacity = Number.POSITIVE_INFINITY;
   const again = await openStore(medium);
-  assert.equal(await value(again, 'a', 1), head);
+  assert.equal(await readValue(again, 'a', 1), head);
   assert.deepEqual((await verify(again)).damages, []);
   await again.close();
 });
