@@ -8,7 +8,7 @@ import * as image from './commands/image.js';
 import * as serve from './commands/serve.js';
 import * as sim from './commands/sim.js';
 import * as soak from './commands/soak.js';
-import { failureText } from './failure.js';
+import { endWithReader, failureText } from './failure.js';
 
 const program = new Command('ribbon')
   .description('A hard disk at the end of a very long ribbon cable.')
@@ -17,6 +17,7 @@ const program = new Command('ribbon')
 
 for (const command of [sim, serve, image, bench, fuzz, soak]) command.register(program);
 
+endWithReader();
 program.parseAsync().catch((error: unknown) => {
   process.stderr.write(`ribbon: ${failureText(error)}\n`);
   process.exitCode ||= 1;

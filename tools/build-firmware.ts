@@ -6,7 +6,7 @@
 import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { failureText } from '../host/failure.js';
+import { endWithReader, failureText } from '../host/failure.js';
 import { compileFirmware, type Firmware } from './firmware/compile.js';
 import { formatSizes } from './firmware/sizes.js';
 
@@ -38,6 +38,7 @@ async function main(sizes: boolean): Promise<void> {
   process.stdout.write(`sha256 ${firmware.sha256}\n`);
 }
 
+endWithReader();
 main(process.argv.includes('--sizes')).catch((error: unknown) => {
   process.stderr.write(`build-firmware: ${failureText(error)}\n`);
   process.exitCode = 1;

@@ -1,17 +1,16 @@
 // A store in a bucket of Ceph's gateway on this machine, memory under it: what a commit waits for, what a cold read costs, how late another
 // server is. The same store in a folder is the peer.
 
-import { execFileSync } from 'node:child_process';
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { Failure } from '../failure.js';
 import { Bucket, type BucketSettings } from '../store/bucket/s3.js';
 import type { LineExport } from '../store/line-export.js';
 import { Store } from '../store/store.js';
 import { BLOCK_SIZE } from '../store/tree.js';
 import { CEPH_TOOLS, Ceph } from './ceph.js';
+import { needTools } from './need-tools.js';
 import type { Benchmark, Figure } from './report.js';
 
 const MIB = 1024 * 1024;
@@ -21,7 +20,7 @@ const WRITERS = 32;
 const benchmark: Benchmark = {
   title: 'a store in a bucket (Ceph RGW on loopback, in memory), against the same in a folder',
   async run({ quick }, onProgress): Promise<Figure[]> {
-    for (const tool of CEPH_TOOLS) needTool(tool);
+    needTools(CEPH_TOOLS, 'ceph-mon, ceph-osd, radosgw, ceph-common');
     const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'ribbon-bench-bucket-'));
     onProgress('starting Ceph');
     const ceph = await Ceph.start();
@@ -55,16 +54,6 @@ const benchmark: Benchmark = {
 };
 
 export default benchmark;
-
-function needTool(tool: string): void {
-  try {
-    execFileSync('sh', ['-c', `command -v ${tool}`], { stdio: 'ignore' });
-  } catch {
-    throw new Failure(
-      `this benchmark needs ${tool}: install it (Debian packages ceph-mon, ceph-osd, radosgw, ceph-common)`,
-    );
-  }
-}
 
 function openShared(settings: BucketSettings, folder: string): Promise<Store> {
   return Store.open(folder, { bucket: { bucket: new Bucket(settings), name: 'bench', cacheBytes: 1024 * MIB } });

@@ -12,6 +12,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { Failure } from '../failure.js';
+import { needTools } from './need-tools.js';
 import type { Benchmark, BenchOptions, Figure } from './report.js';
 
 const run = promisify(execFile);
@@ -96,7 +97,7 @@ interface Plan {
 const benchmark: Benchmark = {
   title: 'the image server, unix socket, random data, medians of interleaved rounds',
   async run(options: BenchOptions, onProgress): Promise<Figure[]> {
-    for (const tool of ['fio', 'nbdkit', 'qemu-nbd', 'qemu-img', 'nbdcopy']) needTool(tool);
+    needTools(['fio', 'nbdkit', 'qemu-nbd', 'qemu-img', 'nbdcopy'], 'fio, nbdkit, qemu-utils, libnbd-bin');
     const plan: Plan = options.quick
       ? { size: 64 * MIB, seconds: 0.5, rounds: 3, roundsCold: 1 }
       : { size: 512 * MIB, seconds: 1, rounds: 9, roundsCold: 5 };
@@ -120,14 +121,6 @@ function memoryFolder(): string {
     if (status.bavail * status.bsize > 8 * 1024 ** 3) return '/dev/shm';
   } catch {}
   return os.tmpdir();
-}
-
-function needTool(tool: string): void {
-  try {
-    execFileSync(tool, ['--version'], { stdio: 'ignore' });
-  } catch {
-    throw new Failure(`this benchmark needs ${tool}: install it (Debian packages fio, nbdkit, qemu-utils, libnbd-bin)`);
-  }
 }
 
 async function withFolder(

@@ -9,13 +9,13 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 import v8 from 'node:v8';
 import vm from 'node:vm';
-import { Failure } from '../failure.js';
 import { ImageServer } from '../server/server.js';
 import { blocksIn } from '../store/changes.js';
 import { CHANGED_SINCE } from '../store/line-export.js';
 import { Store } from '../store/store.js';
 import { BLOCK_SIZE, ZERO_HASH } from '../store/tree.js';
 import { debianSeries, SERIES_SIZE } from './debian-series.js';
+import { needTools } from './need-tools.js';
 import type { Benchmark, BenchOptions, Figure } from './report.js';
 
 const run = promisify(execFile);
@@ -25,7 +25,7 @@ const CLIENT = { identity: 'anonymous', address: 'bench', tls: false };
 const benchmark: Benchmark = {
   title: 'the image store: four related 1 GiB images of a Debian system against borg; single operations',
   async run(options: BenchOptions, onProgress): Promise<Figure[]> {
-    for (const tool of ['borg', 'mke2fs', 'debugfs', 'dpkg-deb']) needTool(tool);
+    needTools(['borg', 'mke2fs', 'debugfs', 'dpkg-deb'], 'borgbackup, e2fsprogs');
     const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'ribbon-bench-'));
     try {
       return [
@@ -39,14 +39,6 @@ const benchmark: Benchmark = {
 };
 
 export default benchmark;
-
-function needTool(tool: string): void {
-  try {
-    execFileSync('sh', ['-c', `command -v ${tool}`], { stdio: 'ignore' });
-  } catch {
-    throw new Failure(`this benchmark needs ${tool}: install it (Debian packages borgbackup, e2fsprogs)`);
-  }
-}
 
 /** A quick run takes the first eighth of each image. */
 async function series(folder: string, quick: boolean, onProgress: (text: string) => void): Promise<Figure[]> {

@@ -3,18 +3,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { lookup } from 'node:dns/promises';
-import {
-  closeSync,
-  existsSync,
-  mkdtempSync,
-  openSync,
-  readSync,
-  rmSync,
-  statSync,
-  truncateSync,
-  writeFileSync,
-  writeSync,
-} from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readSync, rmSync, statSync, writeSync } from 'node:fs';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -26,6 +15,7 @@ import type { NetworkPath } from './network.js';
 import { type AcknowledgementPoint, type CardSettings, CONTROL_OFFSET, encodeControl } from './settings.js';
 import { type CardStatistics, decodeStatistics, STATISTICS_OFFSET, STATISTICS_SIZE } from './statistics.js';
 import { DEFAULT_STORE_SIZE } from './store.js';
+import { makeStoreFile } from './store-file.js';
 import { STORE_REFUSALS } from './store-refusals.js';
 
 const DOORBELL_RING = 1;
@@ -103,13 +93,7 @@ export abstract class RemoteCard implements Card {
   /** The file of the local store, there from now on. */
   protected storeFile(): string {
     const name = this.#options.storeFile ?? join(this.folder, 'store');
-    if (existsSync(name)) return name;
-    try {
-      writeFileSync(name, '', { mode: 0o600 });
-      truncateSync(name, DEFAULT_STORE_SIZE);
-    } catch (error) {
-      throw new Failure(`cannot make the local store ${name}: ${(error as Error).message}`);
-    }
+    makeStoreFile(name, DEFAULT_STORE_SIZE);
     return name;
   }
 

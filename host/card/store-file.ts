@@ -7,25 +7,36 @@ import { closeSync, constants, fdatasync, fstatSync, ftruncateSync, openSync, re
 import { Failure } from '../failure.js';
 import { type BlockStore, STORE_BLOCK_SIZE } from './store.js';
 
+/** A sparse file of `sizeBytes`, for its owner only. One that exists keeps its size; an empty one is one whose making was cut short. */
+export function makeStoreFile(path: string, sizeBytes: number): void {
+  try {
+    const file = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600);
+    try {
+      const about = fstatSync(file);
+      if (about.isFile() && about.size === 0) ftruncateSync(file, sizeBytes);
+    } finally {
+      closeSync(file);
+    }
+  } catch (error) {
+    throw new Failure(`cannot open the local store ${path}: ${(error as Error).message}`);
+  }
+}
+
 export class FileStore implements BlockStore {
   readonly blocks: number;
   readonly #file: number;
   #flushes = 0;
   #closed = false;
 
-  /** Opens `path`. A file that does not exist is made, sparse, `sizeBytes` long; one that exists keeps its size. */
+  /** Opens `path`, and makes it if it does not exist: see makeStoreFile(). */
   constructor(path: string, sizeBytes: number) {
+    makeStoreFile(path, sizeBytes);
     try {
-      this.#file = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600);
+      this.#file = openSync(path, constants.O_RDWR);
     } catch (error) {
       throw new Failure(`cannot open the local store ${path}: ${(error as Error).message}`);
     }
-    let size = fstatSync(this.#file).size;
-    if (size === 0) {
-      ftruncateSync(this.#file, sizeBytes);
-      size = sizeBytes;
-    }
-    this.blocks = Math.floor(size / STORE_BLOCK_SIZE);
+    this.blocks = Math.floor(fstatSync(this.#file).size / STORE_BLOCK_SIZE);
   }
 
   read(block: number, target: Uint8Array): void {

@@ -758,17 +758,9 @@ export class NbdSession implements NegotiatingSession {
       return;
     }
     this.prefetches++;
-    const settled = (error: unknown) => {
-      this.prefetches--;
-      if (this.state === State.CLOSED) return;
-      if (error === undefined) this.replySuccess(cookie);
-      else this.replyError(cookie, asExportError(error));
-      this.flushSoon();
-    };
-    done.then(
-      () => settled(undefined),
-      (error: unknown) => settled(error ?? new Error('prefetch failed')),
-    );
+    const ended = () => void this.prefetches--;
+    done.then(ended, ended);
+    this.replyWhen(cookie, done);
   }
 
   private startCommit(): void {
@@ -788,6 +780,11 @@ export class NbdSession implements NegotiatingSession {
       this.replySuccess(cookie);
       return;
     }
+    this.replyWhen(cookie, done);
+  }
+
+  /** Requests that follow are answered meanwhile. */
+  private replyWhen(cookie: Cookie, done: Promise<unknown>): void {
     const settled = (error: unknown) => {
       if (this.state === State.CLOSED) return;
       if (error === undefined) this.replySuccess(cookie);
@@ -796,7 +793,7 @@ export class NbdSession implements NegotiatingSession {
     };
     done.then(
       () => settled(undefined),
-      (error: unknown) => settled(error ?? new Error('commit failed')),
+      (error: unknown) => settled(error ?? new Error('rejected without a reason')),
     );
   }
 

@@ -1,6 +1,6 @@
 // A whole simulated installation but the PC: an image server with its images, and a card for each disk on one cable.
 
-import { existsSync, mkdirSync, truncateSync, writeFileSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -10,6 +10,7 @@ import { FIRMWARE_FILE, loadFirmware } from '../card/firmware.js';
 import { InProcessCard } from '../card/in-process.js';
 import type { NetworkPath } from '../card/network.js';
 import { type AcknowledgementPoint, type CardSettings, DEFAULT_SETTINGS } from '../card/settings.js';
+import { makeStoreFile } from '../card/store-file.js';
 import { Failure } from '../failure.js';
 import { Cable } from '../front-end/cable.js';
 import { SimulationServer } from './image-server.js';
@@ -238,10 +239,7 @@ function localStoreFile(options: SimulationOptions, disk: Disk, deviceNumber: 0 
   if ('files' in images && disk.exportName in images.files) return null;
   mkdirSync(localStores, { recursive: true });
   const file = path.join(localStores, `device${deviceNumber}-${encodeURIComponent(disk.exportName)}`);
-  if (!existsSync(file)) {
-    writeFileSync(file, '', { mode: 0o600 });
-    truncateSync(file, STORE_SIZE);
-  }
+  makeStoreFile(file, STORE_SIZE);
   return file;
 }
 

@@ -1,6 +1,6 @@
 // The whole of it: a PC boots from a card in QEMU, whose disk is an image of our own server, through TLS-PSK, lwIP and the Ethernet MAC, with an SD
 // card as local store. Compiled code works through the tree of files while the cable is pulled and the image server is killed, then
-// loses its SD card; wasm3 boots and writes.
+// loses its SD card; wasm3 boots and works through the tree.
 
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -139,19 +139,13 @@ for (const engine of ['aot', 'wasm3'] as const) {
     });
 
     if (engine === 'wasm3') {
-      test('what the PC writes is in the master image', async () => {
-        const { output, status } = await guest(
-          'set -e; dd if=/dev/urandom of=/data/big bs=64k count=40 2>/dev/null; sync; md5sum /data/big; umount /data',
-        );
+      test(`${FILES} files are written and read back, and are in the master image`, async () => {
+        const { output, status } = await guest(writeTree('tree'));
         assert.equal(status, 0, output);
         await pc.stop();
         assert.equal(await card.stop(60_000), 0);
         await server.kill('SIGTERM');
-        const disk = await server.master();
-        await assertTreesIn(disk, server.folder, {});
-        const dumped = join(server.folder, 'big');
-        await run('debugfs', ['-R', `dump /big ${dumped}`, join(server.folder, 'data.img')]);
-        assert.equal((await run('md5sum', [dumped])).stdout.slice(0, 32), output.slice(0, 32));
+        await assertTreesIn(await server.master(), server.folder, { tree: output });
       });
       return;
     }
