@@ -578,8 +578,11 @@ export class Shared implements Index, PackSource {
     const entries: Entry[] = [];
     try {
       for (let entry = await this.log.next(); entry !== null; entry = await this.log.next()) {
+        // By itself: what is noted from a collection's beginning to its end must not be lost to either before what comes between is judged.
+        const isBoundary = entry.records.some(([key]) => key === COLLECTOR_KEY);
+        if (isBoundary && entries.length > 0) await this.applyEntries(entries.splice(0));
         entries.push(entry);
-        if (entries.length === 64) await this.applyEntries(entries.splice(0));
+        if (isBoundary || entries.length === 64) await this.applyEntries(entries.splice(0));
       }
     } finally {
       if (entries.length > 0) await this.applyEntries(entries);
