@@ -65,4 +65,6 @@ export enum Mutant {
   FORGET_NOTHING = 28,
   /** A command that a power-on has undone comes back with the next one. */
   VOID_RETURNS = 29,
+  /** Something is committed in a session of which the store does not know yet. */
+  SESSION_UNKNOWN = 30,
 }

@@ -48,17 +48,19 @@ export class Superblock {
   logStartBlock: u32; // 48: 16
   segmentBlocks: u32; // 52: 256
   nameLength: u16; // 56
-  reserved0: u16; // 58
-  reserved1: u32; // 60
+  reserved: u16; // 58
+  /** The newest session as long as no image server has been asked to commit anything in it. Not a flag: an earlier firmware, which
+   * leaves it as it is, then names a session that is not the newest any more, and its own count as used. */
+  unusedSession: u32; // 60
 }
 
 /** The image's export name, `nameLength` bytes of UTF-8, at most 256. */
 export const SUPERBLOCK_NAME: u32 = 64;
 export const SUPERBLOCK_NAME_SIZE: u32 = 256;
-/** u32[16]: what the card called itself at its latest power-ons, the newest first. */
+/** u32[16]: what the card calls itself since power-on, then what it called itself when it committed something, the newest first. */
 export const SUPERBLOCK_SESSIONS: u32 = 320;
 export const SUPERBLOCK_SESSIONS_MAX: u32 = 16;
-/** u64[16]: the last record that was found of each of them, 0 for the newest, which goes on. */
+/** u64[16]: the last record of each of them that is on the store, 0 for the newest, which goes on. */
 export const SUPERBLOCK_LASTS: u32 = SUPERBLOCK_SESSIONS + 4 * SUPERBLOCK_SESSIONS_MAX;
 
 export enum RecordKind {

@@ -32,21 +32,41 @@ import {
   tableSize,
   tableUsed,
 } from './block-table';
-import { devicePoll, deviceRelease, deviceSize, deviceState, deviceWrite, initDevice, OperationState } from './device';
+import {
+  deviceFlush,
+  devicePoll,
+  deviceRelease,
+  deviceSize,
+  deviceState,
+  deviceWrite,
+  initDevice,
+  OperationState,
+} from './device';
 import { fillStep, initFills } from './fills';
-import { LOG_START_BLOCK, SEGMENT_BLOCKS } from './format';
+import { LOG_START_BLOCK, SEGMENT_BLOCKS, SUPERBLOCK_COPIES } from './format';
 import { initReclaim, reclaimStep } from './reclaim';
 import { initRecordLog, logFailed, logFreeSegments, recordLogOverhead, recordLogStep } from './record-log';
 import { initRecovery, recoveryError, recoveryReady, recoveryStep, SEGMENTS_MIN } from './recovery';
 import { initSeen, noteSeen, seenSize } from './seen';
-import { nextSuperblock, StoreError, superblock } from './superblock';
+import { nextSuperblock, StoreError, sessionUnused, superblock, useSession } from './superblock';
 
 /** Staging must hold a segment, which recovery reads at once, and room to go on while it is written. */
 const RING_SIZE_MIN: u32 = 2 << 20;
 const RING_SIZE_MAX: u32 = 8 << 20;
 
+enum SuperblockState {
+  IDLE = 0,
+  WRITING = 1,
+  FLUSHING = 2,
+}
+
+let superblockState: SuperblockState = SuperblockState.IDLE;
 let superblockOperation: i32 = -1;
+let superblockTries: u32 = 0;
 let imageSectors: u64 = 0;
+let sessionWanted: bool = false;
+/** The superblock that is stored says that the session may be known. */
+let sessionSaid: bool = false;
 
 /** How much of `available` bytes of memory the store takes; 0 when that is too little for any store. Half of it at most goes to
  * the table: a device with more blocks than that describes is used in part. */
@@ -79,8 +99,9 @@ export function initLocalStore(arena: usize, available: u32): void {
   initReclaim();
   initFills();
   initSeen(arena + ring + <usize>tableSize(segments), segments);
-  superblockOperation = -1;
+  superblockState = SuperblockState.IDLE;
   imageSectors = 0;
+  sessionWanted = sessionSaid = false;
   statistics.storeState = StoreState.STARTING;
 }
 
@@ -121,7 +142,14 @@ export function countLocalStore(): void {
   statistics.storeSegmentsFree = logFreeSegments();
 }
 
-// The image's size, so that the disk is there without its server
+// What the superblock says while the card is on: the image's size, so that the disk is there without its server, and that an image
+// server may know this session
+
+/** True when an image server may be asked to commit something: whatever happens then, the next power-on knows the session. */
+export function storeSessionUsed(): bool {
+  sessionWanted = true;
+  return sessionSaid;
+}
 
 /** Capacity of the image in sectors as it was last told, 0 when it never was. */
 export function storedImageSectors(): u64 {
@@ -134,17 +162,54 @@ export function storeImageSectors(sectors: u64): void {
 }
 
 function superblockStep(): bool {
+  if (superblockState == SuperblockState.IDLE) {
+    const sized = imageSectors != 0 && imageSectors != superblock.imageSectors;
+    if (!sized && (!sessionWanted || sessionSaid)) return false;
+    if (sized) superblock.imageSectors = imageSectors;
+    if (sessionWanted) useSession();
+    superblockTries = 0;
+    return writeSuperblock();
+  }
   if (superblockOperation >= 0) {
-    if (deviceState(superblockOperation) == OperationState.PENDING) return false;
+    const state = deviceState(superblockOperation);
+    if (state == OperationState.PENDING) return false;
     deviceRelease(superblockOperation);
     superblockOperation = -1;
-    return true;
+    if (state != OperationState.DONE) {
+      superblockFailed();
+      return true;
+    }
+    if (superblockState == SuperblockState.FLUSHING) {
+      superblockStored();
+      return true;
+    }
+    superblockState = SuperblockState.FLUSHING;
   }
-  if (imageSectors == 0 || imageSectors == superblock.imageSectors) return false;
-  superblock.imageSectors = imageSectors;
-  const block = nextSuperblock();
-  superblockOperation = deviceWrite(block, 1, STORE_SUPERBLOCK);
-  return true;
+  // When no operation was free before, too.
+  if (superblockState == SuperblockState.WRITING) return writeSuperblock();
+  superblockOperation = deviceFlush();
+  return superblockOperation >= 0;
+}
+
+function writeSuperblock(): bool {
+  superblockState = SuperblockState.WRITING;
+  superblockOperation = deviceWrite(nextSuperblock(), 1, STORE_SUPERBLOCK);
+  return superblockOperation >= 0;
+}
+
+/** The next try goes to another place. */
+function superblockFailed(): void {
+  superblockTries += 1;
+  superblockState = SuperblockState.WRITING;
+  if (superblockTries < SUPERBLOCK_COPIES) return;
+  logText('local store takes no superblock: at the next power-on the image server may refuse the card as a copy');
+  logEnd(LogLevel.ERROR);
+  superblockStored();
+}
+
+function superblockStored(): void {
+  superblockState = SuperblockState.IDLE;
+  sessionSaid = !sessionUnused();
 }
 
 // Reading

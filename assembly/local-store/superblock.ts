@@ -94,6 +94,8 @@ export function makeSuperblock(blocks: u32, segments: u32): void {
   memory.copy(STORE_SUPERBLOCK + SUPERBLOCK_NAME, SETTINGS + SETTINGS_EXPORT, settings.exportLength);
 }
 
+// Sessions (SPEC.md "Local store"): under which names an image server may know what this store has had committed
+
 /** The sessions, u32[16], the current one first. */
 export function superblockSessions(): usize {
   return STORE_SUPERBLOCK + SUPERBLOCK_SESSIONS;
@@ -104,15 +106,34 @@ export function superblockLasts(): usize {
   return STORE_SUPERBLOCK + SUPERBLOCK_LASTS;
 }
 
-/** Another power-on: the card gets another name for what it commits in it. Of the session before, record `last` is the last. */
+/** Another power-on: the card gets another name for what it commits in it. Record `last` is the last of the log. */
 export function nextSession(last: u64): void {
   const sessions = superblockSessions();
-  memory.copy(sessions + 4, sessions, 4 * (SUPERBLOCK_SESSIONS_MAX - 1));
-  store<u32>(sessions, random_u32());
   const lasts = superblockLasts();
-  store<u64>(lasts, last);
-  memory.copy(lasts + 8, lasts, 8 * (SUPERBLOCK_SESSIONS_MAX - 1));
+  // One in which nothing can have been committed makes way, or a card that is often without its server would forget the one in which
+  // something was.
+  if (!sessionUnused()) {
+    memory.copy(sessions + 4, sessions, 4 * (SUPERBLOCK_SESSIONS_MAX - 1));
+    store<u64>(lasts, last);
+    memory.copy(lasts + 8, lasts, 8 * (SUPERBLOCK_SESSIONS_MAX - 1));
+  }
+  // A log that has lost its end gives those numbers again, to other records.
+  for (let i: usize = 1; i < SUPERBLOCK_SESSIONS_MAX; i++) {
+    store<u64>(lasts + (i << 3), min(load<u64>(lasts + (i << 3)), last));
+  }
+  store<u32>(sessions, random_u32());
   store<u64>(lasts, 0);
+  superblock.unusedSession = load<u32>(sessions);
+}
+
+/** True when nothing can have been committed in the current session. */
+export function sessionUnused(): bool {
+  return superblock.unusedSession != 0 && superblock.unusedSession == load<u32>(superblockSessions());
+}
+
+/** From the next superblock on something may have been. */
+export function useSession(): void {
+  superblock.unusedSession = 0;
 }
 
 /** Gives the superblock its next sequence number and checksum; returns the block where it belongs. */

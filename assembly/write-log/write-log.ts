@@ -37,7 +37,7 @@ import {
   SEGMENT_BLOCKS,
   SEGMENT_RECORD_BLOCKS,
 } from '../local-store/format';
-import { localStoreReady, storeSetCommitted } from '../local-store/local-store';
+import { localStoreReady, storeSessionUsed, storeSetCommitted } from '../local-store/local-store';
 import { mergeActive, mergePossible, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
 import {
   firstRecord,
@@ -134,6 +134,9 @@ let closeWanted: bool = false;
  * epoch cost little; halved by every loss of the connection, which sends the epoch again from its start. */
 let catchUpBytes: u64 = 0;
 let connection: u32 = 0;
+/** The store says that the image server may know this session; and the record that says what the server had told before. */
+let sessionIsKnown: bool = false;
+let toldSequence: u64 = 0;
 
 // The PC's command.
 let commandOpen: bool = false;
@@ -155,6 +158,8 @@ export function initWriteLog(arena: usize): void {
   flushRequest = -1;
   closeWanted = commandOpen = full = endWanted = merging = holdSending = false;
   epochFloor = mergeFloor = 0;
+  sessionIsKnown = false;
+  toldSequence = 0;
   catchUpBytes = settings.epochSizeBytes;
   connection = nbdConnection();
   controlled = load<u32>(CONTROL);
@@ -502,6 +507,7 @@ function commit(): bool {
       release();
       return true;
     }
+    if (!sessionKnown()) return false;
     flushRequest = nbdFlush(epochEnd - 1);
     if (flushRequest < 0) return false;
     flushState = FlushState.SENT;
@@ -519,6 +525,23 @@ function commit(): bool {
   return true;
 }
 
+/** True when the store is ready for a commit whose answer is lost: the next power-on must know this session as one of its own. What the
+ * server has told is stored before that, so of the sessions before it nothing is ever asked again. */
+function sessionKnown(): bool {
+  if (sessionIsKnown || !placeAgreed() || MUTANT == Mutant.SESSION_UNKNOWN) return true;
+  // What the card has is better off on the server than on a store that does not even take this.
+  if (logFailed()) return true;
+  if (toldSequence == 0) {
+    // A log that has not even a segment left must commit to get one.
+    if (logCommitUnsaid() && !markCommitted(0) && logFreeSegments() > 0) return false;
+    toldSequence = logNextSequence() - 1;
+    logWantStored(toldSequence);
+  }
+  if (logStored() < toldSequence) return false;
+  sessionIsKnown = storeSessionUsed();
+  return sessionIsKnown;
+}
+
 /** Lets go what the server says to have committed: the answer to a commit was lost. */
 function releaseCommitted(): bool {
   const upTo = changesCommitted();
@@ -526,6 +549,10 @@ function releaseCommitted(): bool {
     if (mergeActive() || holdSending || !senderIdle()) return false;
     setEpochEnd(upTo + 1, logHeadRow());
     release();
+  } else if (MUTANT != Mutant.RESEND_COMMITTED && upTo > logCommitted()) {
+    // Nothing of it is left to let go: it was merged into later records.
+    logSetCommitted(upTo);
+    committedMs = nowMs;
   }
   epochFloor = mergeFloor;
   changesReleased();
@@ -617,7 +644,11 @@ function isData(row: u32): bool {
 /** Says on the store what is committed, so that a power-on does not send it again. */
 function sayCommitted(): bool {
   if (!logCommitUnsaid() || commandOpen || nowMs - committedMs < MARK_DELAY_MS) return false;
-  if (!recordBegin(0, SEGMENTS_RESERVED)) return false;
+  return markCommitted(SEGMENTS_RESERVED);
+}
+
+function markCommitted(reserve: u32): bool {
+  if (!recordBegin(0, reserve)) return false;
   recordFinish(RecordKind.MARK, 0, 0);
   return true;
 }
