@@ -41,12 +41,7 @@ export function metricsText({ store, server, http }: Measured): string {
   metric('ribbon_images', 'gauge', 'Images and branches.', [{}, images.length]);
   metric('ribbon_image_generation', 'counter', 'Newest generation.', ...byImage((it) => it.generation));
   metric('ribbon_image_size_bytes', 'gauge', 'Size of the disk.', ...byImage((it) => it.size));
-  metric(
-    'ribbon_image_writers',
-    'gauge',
-    'Connections with the role of the writer.',
-    ...byImage((it) => (it.writer === null ? 0 : 1)),
-  );
+  metric('ribbon_image_writers', 'gauge', 'Connections with the role of the writer.', ...byImage((it) => it.writers));
   metric('ribbon_image_readers', 'gauge', 'Other connections.', ...byImage((it) => it.readers));
   metric('ribbon_commits_total', 'counter', 'Commits since the start.', [{}, store.statistics.commits]);
   metric('ribbon_digests_total', 'counter', 'Digests of the journal since the start.', [{}, store.statistics.digests]);

@@ -1,9 +1,11 @@
 // The setting "secondWriter": "branch": who may not write to a line now, because somebody else does or has changed it since it was opened,
-// goes on in a branch that begins as the generation that the connection has read. Cards have branches of their own (store/card-places.ts).
+// goes on in a branch that begins as the generation that the connection has read, together with the client's other connections. Cards have
+// branches of their own (store/card-places.ts).
 
 import type { LineExport } from '../store/line-export.js';
 import { imageOf } from '../store/names.js';
 import type { Store } from '../store/store.js';
+import { together } from '../store/writer.js';
 import {
   type CardHello,
   type CardPlace,
@@ -20,6 +22,8 @@ import {
 const BRANCHES_MAX = 100;
 
 export class SecondWriters implements Exports {
+  private readonly branching = new WeakMap<LineExport, BranchingExport>();
+
   constructor(private readonly store: Store) {}
 
   list(client: Client): ExportListing[] {
@@ -28,7 +32,19 @@ export class SecondWriters implements Exports {
 
   async open(name: string, client: Client): Promise<OpenExport> {
     const opened = await this.store.open(name, client);
-    return opened.readOnly ? opened : new BranchingExport(this.store, opened, client);
+    return opened.readOnly ? opened : new BranchingExport(this, this.store, opened, client);
+  }
+
+  /** These go on with another opening. */
+  moved(to: LineExport, opened: BranchingExport): void {
+    this.branching.set(to, opened);
+  }
+
+  /** The connections of the client that this one belongs to. */
+  together(inner: LineExport): BranchingExport[] {
+    return together(inner)
+      .map((it) => this.branching.get(it))
+      .filter((it) => it !== undefined);
   }
 
   placeCard(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
@@ -43,18 +59,28 @@ export class SecondWriters implements Exports {
 class BranchingExport implements OpenExport {
   onLost: (reason: string) => void = () => {};
   readonly readOnly = false;
-  readonly multiConnection = false;
   /** What was opened first; requests that it is still answering need it. */
   private readonly first: LineExport;
   private moving: Promise<void> | null = null;
 
   constructor(
+    private readonly all: SecondWriters,
     private readonly store: Store,
     private inner: LineExport,
     private readonly client: Client,
   ) {
     this.first = inner;
+    this.goOnWith(inner);
+  }
+
+  private goOnWith(inner: LineExport): void {
+    this.inner = inner;
+    this.all.moved(inner, this);
     inner.onLost = (reason) => this.lost(inner, reason);
+  }
+
+  get multiConnection(): boolean {
+    return this.inner.multiConnection;
   }
 
   get size(): number {
@@ -100,7 +126,10 @@ class BranchingExport implements OpenExport {
 
   private orBranch(done: Done, again: () => Done): Done {
     if (done === undefined || this.store.shared === null) return done;
+    const { inner } = this;
     return done.catch((error: unknown) => {
+      // Another connection of the client may have led the way meanwhile.
+      if (this.moving === null && this.inner !== inner) return again();
       if (this.moving === null) this.begin(error);
       return this.moving!.then(again);
     });
@@ -138,12 +167,17 @@ class BranchingExport implements OpenExport {
     const refused = error instanceof ExportError && (error.errno === 'EPERM' || error.errno === 'ESHUTDOWN');
     if (!refused || inner.hasWritten || inner.lostReason !== null || inner.root === null || this.store.isClosing)
       throw error;
-    this.moving = this.move(error).finally(() => {
-      this.moving = null;
+    // All at once: what one of them writes on the branch the others must read there.
+    const mates = this.all.together(inner);
+    const moving = this.move(error, mates).finally(() => {
+      for (const mate of mates) mate.moving = null;
     });
+    for (const mate of mates) mate.moving = moving;
+    // Those of them that write meanwhile are told; the others learn it by their own refusal.
+    moving.catch(() => {});
   }
 
-  private async move(refusal: ExportError): Promise<void> {
+  private async move(refusal: ExportError, mates: BranchingExport[]): Promise<void> {
     const { inner, store, client } = this;
     const { line, generation } = inner;
     const image = imageOf(line.name);
@@ -156,12 +190,13 @@ class BranchingExport implements OpenExport {
     for (let number = 1; number <= BRANCHES_MAX; number++) {
       const name = number === 1 ? stem : `${stem}-${number}`;
       if (store.has(name)) continue;
+      const openings: LineExport[] = [];
       try {
         await store.images.branchOf(line, inner.root!, inner.size, generation, name, client.identity);
-        const opened = await store.open(name, client);
-        opened.onLost = (reason) => this.lost(opened, reason);
-        this.inner = opened;
+        for (const _ of mates) openings.push(await store.open(name, client));
+        for (const [index, mate] of mates.entries()) mate.goOnWith(openings[index]);
       } catch (error) {
+        for (const opened of openings) await opened.close(false);
         throw new ExportError('EPERM', `${refusal.message}; no branch could be made: ${(error as Error).message}`);
       }
       store.log('warn', `${refusal.message}: ${client.identity} at ${client.address} goes on in the branch ${name}`);

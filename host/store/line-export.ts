@@ -1,16 +1,17 @@
 // One connection's opening of a line or of one of its generations.
 //
 // It begins as a reader of the generation that was newest when it was opened and stays on that generation, so that a copy made through
-// it is never a mixture. NBD_CMD_FLUSH with nothing to commit moves it to the newest. With its first write it becomes the line's
-// writer (if the generation it has read is still the newest) and reads its own open epoch from then on.
+// it is never a mixture. NBD_CMD_FLUSH with nothing to commit moves it to the newest. With its first write its client becomes the line's
+// writer (if the generation it has read is still the newest): all connections of that client read and write one open epoch from then on.
 
 import { type Client, type Done, ExportError, type Extent, type OpenExport } from '../server/export.js';
 import { NBD_STATE_HOLE, NBD_STATE_ZERO } from '../server/nbd-protocol.js';
-import { firstEndingAfter, NO_RANGES, RangeCollector, type Ranges, union } from './changes.js';
+import { firstEndingAfter, type Ranges } from './changes.js';
 import type { Line } from './line.js';
-import { Overlay, UNCHANGED, ZERO_BLOCK } from './overlay.js';
+import { UNCHANGED, ZERO_BLOCK } from './overlay.js';
 import type { Store } from './store.js';
 import { BLOCK_SIZE, blocksOf, isZeroBlock, type TreeView } from './tree.js';
+import { isTogetherWithAll, together, Writer } from './writer.js';
 
 export const CHANGED_SINCE = 'x-ribbon:changed-since=';
 /** Extents of NBD are 32-bit lengths. */
@@ -27,19 +28,14 @@ export class LineExport implements OpenExport {
   generation: number;
   /** The card that this is a connection of. */
   card: { card: string; session: number; early: boolean } | null = null;
-  /** Set while this connection is or was the writer: it reads the line's own layers. */
-  private live = false;
+  /** Set once this connection's client has written: it reads the line's own layers, and the open epoch of the client. */
+  private writer: Writer | null = null;
+  /** The epoch of `writer` that this connection has last written to, by number. */
+  wroteIn = 0;
+  readonly openedMs: number;
+  lastUsedMs = 0;
   private lost: string | null = null;
   private view: TreeView | null;
-  private lastUsedMs = 0;
-
-  // The open epoch.
-  private epoch = new Overlay();
-  private spilling: Overlay | null = null;
-  private base: TreeView | null = null;
-  private baseChanges: Ranges = NO_RANGES;
-  private spill: Promise<void> | null = null;
-  private commits: Promise<void> = Promise.resolve();
 
   private readonly contexts = new Map<string, Ranges>();
 
@@ -49,8 +45,9 @@ export class LineExport implements OpenExport {
     view: TreeView,
     generation: number,
     readonly readOnly: boolean,
-    private readonly client: Client,
+    readonly client: Client,
   ) {
+    this.openedMs = store.nowMs();
     this.view = view;
     this.generation = generation;
     this.size = view.size;
@@ -60,9 +57,9 @@ export class LineExport implements OpenExport {
 
   readonly size: number;
 
-  /** Readers see one generation, over as many connections as they like; a writer's epoch is its connection's own. */
+  /** Readers see one generation, over as many connections as they like; writers one epoch, where it is clear whose they are. */
   get multiConnection(): boolean {
-    return this.readOnly;
+    return this.readOnly || isTogetherWithAll(this);
   }
 
   /** The tree that is read; null once this connection has written. */
@@ -71,12 +68,12 @@ export class LineExport implements OpenExport {
   }
 
   get hasWritten(): boolean {
-    return this.live;
+    return this.writer !== null;
   }
 
   /** Must this connection end when somebody else changes the line? A card learns of changes by connecting again. */
   get learnsOfChanges(): boolean {
-    return this.live || this.card !== null;
+    return this.writer !== null || this.card !== null;
   }
 
   get lostReason(): string | null {
@@ -88,7 +85,20 @@ export class LineExport implements OpenExport {
   }
 
   get epochEmpty(): boolean {
-    return this.epoch.empty && this.base === null && this.spilling === null;
+    return this.writer?.epochEmpty ?? true;
+  }
+
+  /** Part of the open epoch is a tree. */
+  get hasSpilled(): boolean {
+    return this.writer?.hasSpilled ?? false;
+  }
+
+  get isSpilling(): boolean {
+    return this.writer?.isSpilling ?? false;
+  }
+
+  isWrittenBy(writer: Writer | null): boolean {
+    return writer !== null && this.writer === writer;
   }
 
   // --- reading
@@ -96,8 +106,8 @@ export class LineExport implements OpenExport {
   read(offset: number, target: Buffer): Done {
     this.lastUsedMs = this.store.nowMs();
     if (this.lost !== null) throw new ExportError('ESHUTDOWN', this.lost);
-    if (!this.live) return this.readView(this.view!, offset, target, 0, target.length);
-    return this.readLayers(offset, target, 0, target.length);
+    if (this.writer === null) return this.readView(this.view!, offset, target, 0, target.length);
+    return this.readLayers(this.writer, offset, target, 0, target.length);
   }
 
   private readView(view: TreeView, offset: number, target: Buffer, at: number, length: number): Done {
@@ -105,42 +115,27 @@ export class LineExport implements OpenExport {
     return view.read(offset, target, at, length);
   }
 
-  /** Where the newest content of a block lies: a journal position, ZERO_BLOCK or UNCHANGED. */
-  private find(block: number): number {
-    const own = this.epoch.find(block);
-    if (own !== UNCHANGED) return own;
-    if (this.spilling !== null) {
-      const spilled = this.spilling.find(block);
-      if (spilled !== UNCHANGED) return spilled;
-    }
-    return this.base === null ? this.line.find(block) : UNCHANGED;
-  }
-
-  private get tree(): TreeView {
-    return this.base ?? this.line.view;
-  }
-
-  private readLayers(offset: number, target: Buffer, at: number, length: number): Done {
-    if (this.epochEmpty && !this.line.changed) return this.readView(this.tree, offset, target, at, length);
+  private readLayers(writer: Writer, offset: number, target: Buffer, at: number, length: number): Done {
+    if (writer.epochEmpty && !this.line.changed) return this.readView(writer.tree, offset, target, at, length);
     const waits: Promise<void>[] = [];
     const { journal } = this.store;
     for (let done = 0; done < length; ) {
       const block = Math.floor((offset + done) / BLOCK_SIZE);
       const within = (offset + done) % BLOCK_SIZE;
       let count = Math.min(BLOCK_SIZE - within, length - done);
-      const position = this.find(block);
+      const position = writer.find(block);
       if (position === UNCHANGED) {
         // Neighbours that are unchanged too are one read.
-        for (let next = block + 1; done + count < length && this.find(next) === UNCHANGED; next++) {
+        for (let next = block + 1; done + count < length && writer.find(next) === UNCHANGED; next++) {
           count = Math.min(count + BLOCK_SIZE, length - done);
         }
-        const wait = this.readView(this.tree, offset + done, target, at + done, count);
+        const wait = this.readView(writer.tree, offset + done, target, at + done, count);
         if (wait !== undefined) waits.push(wait);
       } else if (position === ZERO_BLOCK) {
         target.fill(0, at + done, at + done + count);
       } else {
         if (within === 0 && journal.inTail(position) === null) {
-          for (let next = 1; done + count < length && this.find(block + next) === position + next; next++) {
+          for (let next = 1; done + count < length && writer.find(block + next) === position + next; next++) {
             if (journal.inTail(position + next) !== null || !journal.sameSegment(position, position + next)) break;
             count = Math.min(count + BLOCK_SIZE, length - done);
           }
@@ -157,7 +152,7 @@ export class LineExport implements OpenExport {
     if (this.lost !== null) throw new ExportError('ESHUTDOWN', this.lost);
     const end = Math.min(offset + length, this.size, offset + this.store.prefetchBytesMax);
     for (let at = offset; at < end; at += PREFETCH_STEP) {
-      const fetch = (this.view ?? this.tree).prefetch(at, Math.min(PREFETCH_STEP, end - at));
+      const fetch = (this.view ?? this.writer!.tree).prefetch(at, Math.min(PREFETCH_STEP, end - at));
       if (fetch !== undefined) return this.prefetchRest(fetch, at + PREFETCH_STEP, end);
     }
     return undefined;
@@ -166,7 +161,7 @@ export class LineExport implements OpenExport {
   private async prefetchRest(first: Promise<unknown>, from: number, end: number): Promise<void> {
     await first;
     for (let at = from; at < end && this.lost === null; at += PREFETCH_STEP) {
-      await (this.view ?? this.tree).prefetch(at, Math.min(PREFETCH_STEP, end - at));
+      await (this.view ?? this.writer!.tree).prefetch(at, Math.min(PREFETCH_STEP, end - at));
       // Looking blocks up takes its time: others go first.
       await new Promise<void>((resolve) => setImmediate(resolve));
     }
@@ -180,8 +175,8 @@ export class LineExport implements OpenExport {
       const copy = Buffer.from(data);
       return claim.then(() => this.write(offset, copy));
     }
-    this.becomeWriter();
-    const wait = this.store.room(this);
+    const writer = this.becomeWriter();
+    const wait = this.store.room(writer);
     if (wait !== null) {
       const copy = Buffer.from(data);
       return wait.then(() => this.write(offset, copy));
@@ -190,34 +185,35 @@ export class LineExport implements OpenExport {
     const head = offset % BLOCK_SIZE;
     const end = offset + data.length;
     if (head === 0 && end % BLOCK_SIZE === 0) {
-      this.writeBlocks(offset / BLOCK_SIZE, data, 0, data.length / BLOCK_SIZE);
+      this.writeBlocks(writer, offset / BLOCK_SIZE, data, 0, data.length / BLOCK_SIZE);
       return undefined;
     }
-    return this.writeParts(offset, data);
+    return this.writeParts(writer, offset, data);
   }
 
-  private writeBlocks(first: number, data: Buffer, from: number, count: number): void {
+  private writeBlocks(writer: Writer, first: number, data: Buffer, from: number, count: number): void {
+    this.wroteIn = writer.number;
     for (let index = 0; index < count; ) {
       const at = from + index * BLOCK_SIZE;
       if (isZeroBlock(data, at)) {
-        this.replace(first + index, ZERO_BLOCK);
+        this.replace(writer, first + index, ZERO_BLOCK);
         index++;
         continue;
       }
-      if (this.writeInPlace(first + index, data, at)) {
+      if (this.writeInPlace(writer, first + index, data, at)) {
         index++;
         continue;
       }
       let run = 1;
       while (index + run < count && !isZeroBlock(data, at + run * BLOCK_SIZE)) run++;
-      this.appendBlocks(first + index, data, at, run);
+      this.appendBlocks(writer, first + index, data, at, run);
       index += run;
     }
   }
 
   /** A block of this epoch that is still in memory is written over there. */
-  private writeInPlace(block: number, data: Buffer, at: number): boolean {
-    const old = this.epoch.blocks.get(block);
+  private writeInPlace(writer: Writer, block: number, data: Buffer, at: number): boolean {
+    const old = writer.epoch.blocks.get(block);
     if (old === undefined || old <= 0) return false;
     const place = this.store.journal.inTail(old);
     if (place === null) return false;
@@ -225,11 +221,12 @@ export class LineExport implements OpenExport {
     return true;
   }
 
-  private appendBlocks(first: number, data: Buffer, at: number, count: number): void {
+  private appendBlocks(writer: Writer, first: number, data: Buffer, at: number, count: number): void {
     try {
       for (let done = 0; done < count; ) {
         const taken = this.store.journal.append(data, at + done * BLOCK_SIZE, count - done);
-        for (let index = 0; index < taken.count; index++) this.replace(first + done + index, taken.position + index);
+        for (let index = 0; index < taken.count; index++)
+          this.replace(writer, first + done + index, taken.position + index);
         done += taken.count;
       }
     } catch (error) {
@@ -238,45 +235,52 @@ export class LineExport implements OpenExport {
     }
   }
 
-  private replace(block: number, position: number): void {
-    const { blocks } = this.epoch;
+  private replace(writer: Writer, block: number, position: number): void {
+    const { blocks } = writer.epoch;
     const old = blocks.get(block);
     if (old !== undefined && old > 0) this.store.journal.release(old);
     blocks.set(block, position);
   }
 
-  private writeParts(offset: number, data: Buffer): Done {
+  private writeParts(writer: Writer, offset: number, data: Buffer): Done {
     const end = offset + data.length;
     const first = Math.floor(offset / BLOCK_SIZE);
     const last = Math.floor((end - 1) / BLOCK_SIZE);
     // The block edges that must be read before they can be written.
+    const edges: number[] = [];
+    if (offset % BLOCK_SIZE !== 0) edges.push(first);
+    if (end % BLOCK_SIZE !== 0 && (last !== first || offset % BLOCK_SIZE === 0)) edges.push(last);
     const whole = Buffer.alloc((last - first + 1) * BLOCK_SIZE);
-    const waits: Promise<void>[] = [];
-    const fetch = (block: number) => {
+    const fetch = (block: number): Done => {
       const length = Math.min(BLOCK_SIZE, this.size - block * BLOCK_SIZE);
-      const wait = this.readLayers(block * BLOCK_SIZE, whole, (block - first) * BLOCK_SIZE, length);
-      if (wait !== undefined) waits.push(wait);
+      return this.readLayers(writer, block * BLOCK_SIZE, whole, (block - first) * BLOCK_SIZE, length);
     };
-    if (offset % BLOCK_SIZE !== 0) fetch(first);
-    if (end % BLOCK_SIZE !== 0 && (last !== first || offset % BLOCK_SIZE === 0)) fetch(last);
-    const put = () => this.writeBlocks(first, whole, 0, last - first + 1);
+    const { tree } = writer;
+    const waits = edges.map(fetch).filter((it) => it !== undefined);
+    const put = (bytes: Buffer) => {
+      bytes.copy(whole, offset - first * BLOCK_SIZE);
+      this.writeBlocks(writer, first, whole, 0, last - first + 1);
+    };
     if (waits.length === 0) {
-      data.copy(whole, offset - first * BLOCK_SIZE);
-      put();
+      put(data);
       return undefined;
     }
     const copy = Buffer.from(data);
     return Promise.all(waits).then(() => {
-      copy.copy(whole, offset - first * BLOCK_SIZE);
       this.becomeWriter();
-      put();
+      // Meanwhile another connection of the client may have written to the same blocks: what it wrote must stay.
+      if (writer.tree !== tree) return this.writeParts(writer, offset, copy);
+      // These are in the journal, where nothing has to be waited for.
+      for (const block of edges) if (writer.find(block) !== UNCHANGED) void fetch(block);
+      put(copy);
+      return undefined;
     });
   }
 
   zero(offset: number, length: number): Done {
     const claim = this.claim();
     if (claim !== null) return claim.then(() => this.zero(offset, length));
-    this.becomeWriter();
+    const writer = this.becomeWriter();
     const end = offset + length;
     const first = Math.ceil(offset / BLOCK_SIZE);
     // The last block may be cut short by the end of the image: all of it is zeroed then.
@@ -290,7 +294,8 @@ export class LineExport implements OpenExport {
     };
     part(offset, first * BLOCK_SIZE);
     part(last * BLOCK_SIZE, end);
-    this.epoch.zero(first, last - first, (position) => this.store.journal.release(position));
+    this.wroteIn = writer.number;
+    writer.epoch.zero(first, last - first, (position) => this.store.journal.release(position));
     return waits.length === 0 ? undefined : Promise.all(waits).then(() => {});
   }
 
@@ -309,15 +314,15 @@ export class LineExport implements OpenExport {
   /** Another server may have the line: null when that is not so, or not the reason why there can be no writing. */
   private claim(): Promise<void> | null {
     const { line } = this;
-    if (line.writer === this || this.readOnly || this.lost !== null || line.removed) return null;
+    if (this.isWrittenBy(line.writer) || this.readOnly || this.lost !== null || line.removed) return null;
     return this.store.claim(line);
   }
 
-  private becomeWriter(): void {
+  private becomeWriter(): Writer {
     this.lastUsedMs = this.store.nowMs();
     const { line } = this;
-    if (line.writer === this) return;
     if (this.lost !== null) throw new ExportError('ESHUTDOWN', this.lost);
+    if (this.writer !== null && line.writer === this.writer) return this.writer;
     if (this.readOnly) throw new ExportError('EPERM', 'the export is read-only');
     if (line.removed) throw new ExportError('ESHUTDOWN', `${line.name} has been removed`);
     this.store.checkWritable();
@@ -329,97 +334,39 @@ export class LineExport implements OpenExport {
     }
     const other = line.writer;
     if (other !== null && !other.epochEmpty) {
-      const same = other.client.identity === this.client.identity;
-      const silent = this.store.nowMs() - other.lastUsedMs >= SILENT_MS && other.client.address === this.client.address;
+      const same = other.identity === this.client.identity;
+      const silent = this.store.nowMs() - other.lastUsedMs >= SILENT_MS && other.address === this.client.address;
       if (!same || !(this.client.tls || silent)) {
-        throw new ExportError(
-          'EPERM',
-          `${line.name} is being written by ${other.client.identity} at ${other.client.address}`,
-        );
+        throw new ExportError('EPERM', `${line.name} is being written by ${other.identity} at ${other.address}`);
       }
-      other.fence(`another connection of ${this.client.identity} has taken over`);
+      other.end(`another connection of ${this.client.identity} has taken over`);
     }
-    line.writer = this;
-    this.live = true;
+    if (this.writer === null) {
+      const members = together(this);
+      const writer = new Writer(this.store, line, members);
+      for (const member of members) member.join(writer);
+    }
+    line.writer = this.writer!;
+    return line.writer;
+  }
+
+  private join(writer: Writer): void {
+    this.writer = writer;
     this.view?.close();
     this.view = null;
   }
 
-  /** This connection may not go on: what it has not committed is discarded. */
+  /** This connection may not go on, nor others of the same client: what they have not committed is discarded. */
   fence(reason: string): void {
     if (this.lost !== null) return;
     this.lost = reason;
-    this.discard();
+    this.writer?.end(reason);
     this.onLost(reason);
   }
 
-  private discard(): void {
-    const release = (overlay: Overlay | null) => {
-      if (overlay === null) return;
-      for (const position of overlay.blocks.values()) if (position > 0) this.store.journal.release(position);
-    };
-    release(this.epoch);
-    // A spill that is under way still reads its slots and releases them itself.
-    if (this.spill === null) release(this.spilling);
-    this.epoch = new Overlay();
-    this.spilling = null;
-    this.base?.close();
-    this.base = null;
-    this.baseChanges = NO_RANGES;
-    if (this.line.writer === this) this.line.writer = null;
-  }
-
-  // --- the open epoch leaves memory when it grows
-
-  get epochBlocks(): number {
-    return this.epoch.blocks.size;
-  }
-
-  /** Digests what the open epoch has so far into a tree of its own, which no generation points to yet. */
+  /** See Writer. */
   startSpill(): Promise<void> {
-    this.spill ??= this.spillNow().finally(() => {
-      this.spill = null;
-    });
-    return this.spill;
-  }
-
-  /** Part of the open epoch is a tree. */
-  get hasSpilled(): boolean {
-    return this.base !== null || this.spilling !== null;
-  }
-
-  get isSpilling(): boolean {
-    return this.spill !== null;
-  }
-
-  private async spillNow(): Promise<void> {
-    if (this.base === null) await this.store.digest(this.line);
-    if (this.lost !== null || this.line.writer !== this) return;
-    const spilling = this.epoch;
-    this.spilling = spilling;
-    this.epoch = new Overlay();
-    const changed = new RangeCollector();
-    try {
-      const under = this.base ?? this.line.view;
-      const base = await this.store.builder.buildView(under, spilling, this.size, changed);
-      if (this.lost !== null || this.spilling !== spilling) {
-        base.close();
-      } else {
-        this.base?.close();
-        this.base = base;
-        this.baseChanges = union([this.baseChanges, changed.ranges()]);
-        this.spilling = null;
-      }
-    } catch (error) {
-      if (this.spilling === spilling) {
-        // The epoch cannot be kept whole: it is given up, and the client learns it now rather than at its flush.
-        this.spilling = null;
-        this.fence(`the open epoch could not be stored: ${(error as Error).message}`);
-      }
-      throw error;
-    } finally {
-      for (const position of spilling.blocks.values()) if (position > 0) this.store.journal.release(position);
-    }
+    return this.writer!.startSpill();
   }
 
   // --- committing
@@ -427,41 +374,24 @@ export class LineExport implements OpenExport {
   commit(): Done {
     this.lastUsedMs = this.store.nowMs();
     if (this.lost !== null) throw new ExportError('ESHUTDOWN', this.lost);
-    if (!this.live) return this.refresh();
-    if (this.spill !== null) {
-      return this.spill.then(
-        () => this.commit(),
-        () => this.commit(),
-      );
+    const { writer } = this;
+    if (writer === null) return this.refresh();
+    if (writer.isSpilling) {
+      const again = () => this.commit();
+      return writer.startSpill().then(again, again);
     }
-    if (this.epochEmpty) return this.store.newestDurable(this.line);
-    if (this.line.writer !== this) throw new ExportError('ESHUTDOWN', 'another connection has become the writer');
-    const done = this.store.commitEpoch(this.line, this.epoch, this.base, this.baseChanges, this.client.identity);
-    this.epoch = new Overlay();
-    this.base = null;
-    this.baseChanges = NO_RANGES;
-    this.generation = this.line.head;
-    this.commits = done;
-    return done;
+    if (writer.epochEmpty) return this.store.newestDurable(this.line);
+    if (this.line.writer !== writer) throw new ExportError('ESHUTDOWN', 'another connection has become the writer');
+    return writer.commit();
   }
 
   /** What the card's records up to `upTo` have written becomes the next generation, even when that is nothing: `upTo` is part of it. */
   async commitCard(upTo: number): Promise<{ generation: number; id: string }> {
-    while (this.spill !== null) await this.spill.catch(() => {});
+    while (this.isSpilling) await this.startSpill().catch(() => {});
     await this.claim();
-    this.becomeWriter();
+    const writer = this.becomeWriter();
     const { card, session } = this.card!;
-    const { epoch, base, baseChanges } = this;
-    const done = this.store.commitEpoch(this.line, epoch, base, baseChanges, this.client.identity, {
-      card,
-      upTo,
-      session,
-    });
-    this.epoch = new Overlay();
-    this.base = null;
-    this.baseChanges = NO_RANGES;
-    this.generation = this.line.head;
-    this.commits = done;
+    const done = writer.commit({ card, upTo, session });
     const made = { generation: this.line.head, id: this.line.headId };
     await done;
     return made;
@@ -487,16 +417,19 @@ export class LineExport implements OpenExport {
   pinned = false;
 
   async close(clean: boolean): Promise<void> {
-    const { line } = this;
+    const { line, writer } = this;
     try {
-      // A card's epoch is whole only with its number.
-      if (clean && this.card === null && this.live && this.lost === null && line.writer === this) await this.commit();
-      await this.commits;
+      // A card's epoch is whole only with its number. A connection that has written nothing does not say when others have written all.
+      const commits = clean && this.card === null && this.lost === null && this.isWrittenBy(line.writer);
+      if (commits && this.wroteIn === writer!.number) await this.commit();
+      await writer?.commits;
       if (this.card?.early === true) await this.leaveEpoch();
     } finally {
       line.exports.delete(this);
-      if (this.lost === null) this.discard();
-      this.lost ??= 'closed';
+      if (this.lost === null) {
+        this.lost = 'closed';
+        writer?.leave(this);
+      }
       this.view?.close();
       this.view = null;
     }
@@ -504,12 +437,12 @@ export class LineExport implements OpenExport {
 
   /** The connection of a card ended, however it did, whose PC counts on what has arrived: see LeftEpochs. */
   private async leaveEpoch(): Promise<void> {
-    const { line } = this;
-    const isOpen = (): boolean => this.lost === null && line.writer === this && !this.store.isClosing;
-    while (isOpen() && (!this.epoch.empty || this.spill !== null)) await this.startSpill();
-    if (!isOpen() || this.base === null) return;
-    this.store.left.keep(line, this.card!.card, this.generation, this.base);
-    this.base = null;
+    const { line, writer } = this;
+    const isOpen = (): boolean => this.lost === null && this.isWrittenBy(line.writer) && !this.store.isClosing;
+    while (isOpen() && (!writer!.epoch.empty || writer!.isSpilling)) await writer!.startSpill();
+    if (!isOpen()) return;
+    const base = writer!.takeBase();
+    if (base !== null) this.store.left.keep(line, this.card!.card, this.generation, base);
   }
 
   // --- meta contexts
@@ -561,13 +494,14 @@ export class LineExport implements OpenExport {
 
   private allocation(block: number, most: number): { allocated: boolean; count: number } {
     const limit = Math.min(most, EXTENT_BLOCKS_MAX);
-    if (!this.live) return this.view!.allocation(block, limit);
-    const position = this.find(block);
+    const { writer } = this;
+    if (writer === null) return this.view!.allocation(block, limit);
+    const position = writer.find(block);
     if (position !== UNCHANGED) return { allocated: position !== ZERO_BLOCK, count: 1 };
-    if (this.epochEmpty && !this.line.changed) return this.tree.allocation(block, limit);
-    const { allocated, count } = this.tree.allocation(block, limit);
+    if (writer.epochEmpty && !this.line.changed) return writer.tree.allocation(block, limit);
+    const { allocated, count } = writer.tree.allocation(block, limit);
     let same = 1;
-    while (same < count && this.find(block + same) === UNCHANGED) same++;
+    while (same < count && writer.find(block + same) === UNCHANGED) same++;
     return { allocated, count: same };
   }
 
@@ -577,13 +511,18 @@ export class LineExport implements OpenExport {
     const key = `${context}\n${this.generation}`;
     let ranges = this.contexts.get(key);
     if (ranges === undefined) {
-      if (this.live && this.line.changed) {
+      if (this.writer !== null && this.line.changed) {
         throw new ExportError('EINVAL', 'changed-since is answered before the first write of a connection');
       }
       const record = this.store.findGeneration(this.line, /^\d{1,15}$/.test(since) ? Number(since) : since);
       if (record === null)
         throw new ExportError('EINVAL', `there is no generation ${since} of ${this.line.name} any more`);
-      ranges = this.store.changedRanges(this.line, record, this.generation, this.live ? this.line.view : this.view!);
+      ranges = this.store.changedRanges(
+        this.line,
+        record,
+        this.generation,
+        this.writer !== null ? this.line.view : this.view!,
+      );
       this.contexts.clear();
       this.contexts.set(key, ranges);
     }

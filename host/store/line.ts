@@ -9,6 +9,7 @@ import type { Journal } from './journal.js';
 import type { LineExport } from './line-export.js';
 import { Overlay } from './overlay.js';
 import type { TreeView } from './tree.js';
+import type { Writer } from './writer.js';
 
 export interface LineRecord {
   version: 1;
@@ -91,7 +92,7 @@ export class Line {
   layerChanges = 0;
   /** Counts the times that what was committed here was given up because another server had gone on without it. */
   resets = 0;
-  writer: LineExport | null = null;
+  writer: Writer | null = null;
   readonly exports = new Set<LineExport>();
   digesting: Promise<void> | null = null;
   removed = false;

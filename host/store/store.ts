@@ -51,6 +51,7 @@ import { adoptRecords } from './recovery.js';
 import type { BlobSink } from './replica.js';
 import { openCacheFile, openStoreFile } from './store-file.js';
 import { difference, Nodes, TreeView } from './tree.js';
+import type { Writer } from './writer.js';
 
 export type StoreLog = (level: 'info' | 'warn' | 'error', message: string) => void;
 export type Right = 'read' | 'write' | 'administer';
@@ -108,6 +109,8 @@ export interface LineInfo {
   origin: { line: string | null; generation: number } | null;
   tags: Record<string, number>;
   writer: string | null;
+  /** Connections of that client. */
+  writers: number;
   readers: number;
 }
 
@@ -418,7 +421,8 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       },
       tags: { ...line.record.tags },
       writer: line.writer === null ? null : line.writer.identity,
-      readers: line.exports.size - (line.writer === null ? 0 : 1),
+      writers: line.writer?.members.size ?? 0,
+      readers: line.exports.size - (line.writer?.members.size ?? 0),
     };
   }
 
@@ -577,7 +581,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   private checkedSpaceAt = 0;
 
   /** Null when a writer may go on, else a promise to wait for. Called before every write: cheap. */
-  room(writer: LineExport): Promise<void> | null {
+  room(writer: Writer): Promise<void> | null {
     this.lastWriteMs = this.nowMs();
     const bytes = this.journal.bytes;
     if (bytes !== this.checkedSpaceAt && this.options.freeBytes !== undefined) {
@@ -597,7 +601,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     return this.makeRoom(writer);
   }
 
-  private async makeRoom(writer: LineExport): Promise<void> {
+  private async makeRoom(writer: Writer): Promise<void> {
     const before = this.journal.bytes;
     await this.digestAll();
     if (this.journal.bytes >= before && !writer.epochEmpty) await writer.startSpill();
@@ -668,7 +672,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
     }
     this.statistics.commits++;
     for (const other of [...line.exports]) {
-      if (other !== line.writer && other.learnsOfChanges) other.fence(`${line.name} was changed by ${who}`);
+      if (!other.isWrittenBy(line.writer) && other.learnsOfChanges) other.fence(`${line.name} was changed by ${who}`);
     }
     // Generations become durable in order: this one is not before its predecessor is.
     const before = line.pending.at(-2)?.durable;
@@ -729,7 +733,7 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
   journalFailed(): void {
     if (!this.journal.broken) return;
     this.log('error', 'the journal cannot be written; open epochs are discarded');
-    for (const line of this.lines.values()) line.writer?.fence('the image store cannot be written');
+    for (const line of this.lines.values()) line.writer?.end('the image store cannot be written');
     this.reopenJournalSoon();
   }
 
