@@ -232,6 +232,30 @@ test(
   },
 );
 
+test('a flush on one connection covers the others: the server is killed, an empty disk has it all', NEEDS, async () => {
+  const config = configure(await ceph.newBucket(), 'several');
+  let server = await start(config, path.join(folder, 'several-1'));
+  await run(process.execPath, [MAIN, 'image', 'create', '--store', server.store, 'a', String(BLOCKS * BLOCK)]);
+  for (let round = 1; round <= 3; round++) {
+    const clients = [await connect(server), await connect(server), await connect(server)];
+    // The first writes find out at once, each for itself, that the image is this server's.
+    await Promise.all(
+      clients.map((client, index) =>
+        client.request(nbd.NBD_CMD_WRITE, 16 * index, 16, Buffer.concat(Array(16).fill(blockOf(round)))),
+      ),
+    );
+    await clients[1].request(nbd.NBD_CMD_WRITE, 48, 16, Buffer.concat(Array(16).fill(blockOf(round))));
+    await clients[2].request(nbd.NBD_CMD_FLUSH, 0, 0);
+    await clients[0].request(nbd.NBD_CMD_WRITE, 0, 1, blockOf(999));
+    await stop(server, 'SIGKILL');
+    for (const client of clients) client.end();
+    server = await start(config, path.join(folder, `several-${round % 2 === 0 ? 1 : round + 1}`));
+    assert.equal(await content(server), round);
+    await new Promise((resolve) => setTimeout(resolve, 2500));
+  }
+  await stop(server);
+});
+
 test('the keys to the bucket are in a file that only its owner reads, and nowhere else', NEEDS, async () => {
   const settings = { ...(await ceph.newBucket()), secretAccessKey: 'ein-falsches-geheimnis' };
   await assert.rejects(

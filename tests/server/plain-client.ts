@@ -37,7 +37,7 @@ export class PlainClient {
     await this.take(10);
   }
 
-  async request(command: number, block: number, count: number, payload = Buffer.alloc(0)): Promise<Buffer> {
+  async request(command: number, block: number, count: number, payload: Buffer = Buffer.alloc(0)): Promise<Buffer> {
     const head = Buffer.alloc(28);
     head.writeUInt32BE(nbd.NBD_REQUEST_MAGIC);
     head.writeUInt16BE(command, 6);
