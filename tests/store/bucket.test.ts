@@ -8,7 +8,7 @@ import { after, before, test } from 'node:test';
 import { CEPH_TOOLS, Ceph } from '../../host/bench/ceph.js';
 import { SecondWriters } from '../../host/server/second-writer.js';
 import { adminOperations } from '../../host/store/admin.js';
-import { logObject } from '../../host/store/bucket/format.js';
+import { COLLECTOR_KEY, logObject } from '../../host/store/bucket/format.js';
 import { Bucket, type BucketSettings } from '../../host/store/bucket/s3.js';
 import { collectGarbage } from '../../host/store/garbage.js';
 import { emptyBatch, LmdbIndex } from '../../host/store/index.js';
@@ -443,6 +443,92 @@ test('garbage is collected while other servers read and write; nothing that they
   await end(three);
   bucket.close();
 });
+
+/** Requests that wait until they are let through, and how many are waiting. */
+class Gate {
+  waiting = 0;
+  isOpen = false;
+  private readonly held: (() => void)[] = [];
+
+  async pass(): Promise<void> {
+    if (this.isOpen) return;
+    this.waiting++;
+    await new Promise<void>((resolve) => this.held.push(resolve));
+  }
+
+  release(): void {
+    this.isOpen = true;
+    for (const go of this.held) go();
+  }
+}
+
+for (const again of [false, true]) {
+  test(
+    `a block that is used again while it is collected is stored again${again ? ', though the next collection has begun' : ''}`,
+    NEEDS,
+    async () => {
+      const settings = await ceph.newBucket();
+      const networks = [await badNetwork(settings.url), await badNetwork(settings.url)];
+      // Nothing is read, expelled or given back but when it is told to here.
+      const still = { pollMs: 0x7fff_ffff, deadMs: 600_000, releaseMs: 600_000, retiredMs: 0, orphanMs: 0 };
+      const one = await serve({ ...settings, url: networks[0].url }, 'one', still);
+      const two = await serve({ ...settings, url: networks[1].url }, 'two', still);
+      await one.store.images.create('a', 300 * BLOCK);
+      const values = (round: number) =>
+        Object.fromEntries(Array.from({ length: 100 }, (_, index) => [index, round * 1000 + index]));
+      for (let round = 1; round <= 3; round++) await put(one.store, 'a', values(round));
+      await two.store.images.create('b', 100 * BLOCK);
+      await one.store.images.forget('a', [1, 2, 3]);
+      // The first server begins to collect, and does nothing more until it may.
+      const collector = new Gate();
+      let entries = 0;
+      let looks = 0;
+      let releasedMs = 0;
+      networks[0].fate = async (method, name): Promise<Fate> => {
+        if (method === 'GET' && /\/servers\/\w+$/.test(name)) looks++;
+        if (method === 'PUT' && /\/log\/\w+$/.test(name) && ++entries > 1) await collector.pass();
+        return 'pass';
+      };
+      const collection = collectGarbage(one.store);
+      await until(() => two.store.shared!.catchUp().then(() => two.store.shared!.reused !== null), 'it has begun');
+      // The second one knows of that, uses a block again that nobody needed any more, and is about to say so in the log.
+      const writer = new Gate();
+      networks[1].fate = async (method, name): Promise<Fate> => {
+        if (method !== 'PUT' || !/\/log\/\w+$/.test(name)) return 'pass';
+        if (!writer.isOpen) await writer.pass();
+        // While the next collection asks what is needed here, there is a tree that is in no entry yet.
+        else if (again) await until(() => looks >= 3 || performance.now() - releasedMs > 1000, 'it has asked');
+        return 'pass';
+      };
+      const commit = put(two.store, 'b', { 7: 1042 });
+      await until(() => writer.waiting > 0, 'the entry is on its way');
+      assert.ok(two.store.shared!.reused!.size > 0, 'the block was there');
+      // Meanwhile the collection takes the block away and ends, and perhaps the next one begins.
+      collector.release();
+      assert.ok((await collection).packsRemoved > 0);
+      const next = again ? collectGarbage(one.store) : null;
+      if (again) await until(() => one.store.shared!.record(COLLECTOR_KEY) !== undefined, 'the next one has begun');
+      // All of that is now read in one go.
+      const { entriesRead } = two.store.shared!.statistics;
+      looks = 0;
+      releasedMs = performance.now();
+      writer.release();
+      await commit;
+      assert.ok(two.store.shared!.statistics.entriesRead >= entriesRead + (again ? 3 : 2));
+      await next;
+      assert.equal(await readValue(two.store, 'b', 7), 1042);
+      for (const { store } of [one, two]) {
+        await store.shared!.catchUp();
+        assert.deepEqual((await verify(store)).damages, []);
+      }
+      await end(one, two);
+      // What is on the disks of the two could hide that it is not in the bucket.
+      const three = await serve(settings, 'three');
+      assert.deepEqual((await verify(three.store)).damages, []);
+      await end(three);
+    },
+  );
+}
 
 test(
   'a server begins with a checkpoint, and one that has slept through the end of its log begins anew',

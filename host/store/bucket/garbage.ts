@@ -8,7 +8,7 @@ import { Failure } from '../../failure.js';
 import { type GarbageReport, LIVE_SHARE_MIN, Marks } from '../garbage.js';
 import { type Blob, GROUP_BLOBS } from '../pack.js';
 import type { Store } from '../store.js';
-import { BLOCK_SIZE, levelsOf } from '../tree.js';
+import { BLOCK_SIZE, isZeroHash, levelsOf } from '../tree.js';
 import {
   COLLECTOR_KEY,
   type CollectorRecord,
@@ -153,11 +153,17 @@ class Collection {
         if (shared.record(serverKey(server)) === undefined) break;
         const sign = await membership.signOf(server);
         if (sign !== null && sign.applied >= begun && sign.roots !== null) {
-          for (const [root, size] of sign.roots) roots.push({ root: Buffer.from(root, 'hex'), size });
-          break;
+          const named = sign.roots.map(([root, size]) => ({ root: Buffer.from(root, 'hex'), size }));
+          // A tree that is not in the log yet, or not as far as it has been read here: it will be, or is not needed any more.
+          if (named.every(({ root }) => isZeroHash(root) || shared.hasBlob(root))) {
+            roots.push(...named);
+            break;
+          }
         }
         if (performance.now() > deadline)
-          throw new Failure(`server ${server} does not say what it needs: nothing is collected; try again later`);
+          throw new Failure(
+            `server ${server} does not say what it needs, or has changes that are not committed: nothing is collected; try again later`,
+          );
         await new Promise((resolve) => setTimeout(resolve, (shared.options.signMs ?? 1000) / 2));
         await shared.catchUp();
       }

@@ -113,6 +113,11 @@ export class Membership {
   /** Also at once, when somebody waits for it. */
   async sign(): Promise<void> {
     const { shared } = this;
+    if (this.roots !== null && this.roots.length > 0) {
+      // What is not open any more need not be waited for. (What has been opened since is in the log, or noted as used again.)
+      const open = new Set(this.store.openRoots().map(({ root }) => root.toString('hex')));
+      this.roots = this.roots.filter(([root]) => open.has(root));
+    }
     const sign: SignOfLife = {
       version: 1,
       server: shared.server,
