@@ -58,6 +58,8 @@ async function serve(options: Options): Promise<void> {
   });
   const { tls, connectionsMax, connectionsPerClientMax, connectionsPerSecond } = config;
   const exports = config.branchSecondWriter ? new SecondWriters(store) : store;
+  // One for both: a client may move so much, by whatever protocol.
+  const byteRates = new ByteRates(config.bytesPerSecondOf);
   const server = new ImageServer({
     exports,
     listen,
@@ -66,7 +68,7 @@ async function serve(options: Options): Promise<void> {
     connectionsMax,
     connectionsPerClientMax,
     connectionsPerSecond,
-    byteRates: new ByteRates(config.bytesPerSecondOf),
+    byteRates,
   });
   const control = new ControlServer(store, log);
   const routes = [
@@ -74,7 +76,8 @@ async function serve(options: Options): Promise<void> {
     ...replicationRoutes(store, config),
     metricsRoute({ store, server, http: () => http }),
   ];
-  const http: HttpServer = new HttpServer({ store, config, configured: options.config !== undefined, routes, log });
+  const configured = options.config !== undefined;
+  const http: HttpServer = new HttpServer({ store, config, configured, routes, log, byteRates });
   try {
     await server.listen();
     await control.listen(options.store);

@@ -273,6 +273,10 @@ async function sendContent(store: Store, request: HttpRequest, response: http.Se
       const buffer = Buffer.allocUnsafe(Math.min(COPY_SIZE, end - position));
       await view.read(position, buffer, 0, buffer.length);
       position += buffer.length;
+      for (let waitMs = request.spend(buffer.length); waitMs > 0 && !response.destroyed; waitMs = request.spend(0)) {
+        stuck.refresh();
+        await new Promise<void>((resolve) => setTimeout(resolve, Math.min(waitMs, STUCK_MS / 2)));
+      }
       stuck.refresh();
       // The client's pace: nothing more is read before it has taken this.
       if (!response.write(buffer)) await drained(response);

@@ -35,6 +35,8 @@ export interface HttpRequest {
   /** For routes with a binary body. */
   bytes: Buffer;
   raw: http.IncomingMessage;
+  /** So many bytes have been moved; returns for how many milliseconds nothing more may be. */
+  spend: (bytes: number) => number;
 }
 
 /** JSON, or bytes or text with their type, or an answer that the handler has written itself. */

@@ -8,6 +8,7 @@ import type tls from 'node:tls';
 import { Failure, failureText } from '../failure.js';
 import { DamagedError } from '../store/pack.js';
 import type { Store } from '../store/store.js';
+import type { ByteRates } from './byte-rate.js';
 import type { ServerConfig } from './config.js';
 import { type Client, ExportError } from './export.js';
 import {
@@ -33,6 +34,8 @@ const REQUEST_TIMEOUT_MS = 300_000;
 const KEEP_ALIVE_MS = 15_000;
 /** Tokens that an address may try. */
 const TOKENS_PER_SECOND = 10;
+/** Who has moved more than he may is made to wait for so long; who would have to wait longer is told to come again. */
+const DEBT_WAIT_MS = 20_000;
 
 export interface HttpServerOptions {
   store: Store;
@@ -41,6 +44,9 @@ export interface HttpServerOptions {
   configured: boolean;
   routes: Route[];
   log: Log;
+  /** What each client may move in a second; missing: as much as it can. */
+  byteRates?: ByteRates;
+  debtWaitMs?: number;
 }
 
 export class HttpServer {
@@ -119,7 +125,7 @@ export class HttpServer {
       const client = this.clientOf(request, address);
       who = client.tls ? `${client.identity} at ${address}` : address;
       const answer = await this.dispatch(request, response, client);
-      if (answer !== 'written') this.send(response, answer, request.method === 'HEAD');
+      if (answer !== 'written') this.move(client, this.send(response, answer, request.method === 'HEAD'));
     } catch (error) {
       this.sendError(request, response, error, who);
     }
@@ -157,6 +163,24 @@ export class HttpServer {
     throw new HttpError(429, 'too_many_requests', message, { 'Retry-After': '1' });
   }
 
+  /** Counts bytes that the client sends or gets. */
+  private move(client: Client, bytes: number): number {
+    return this.options.byteRates?.spend(client, bytes) ?? 0;
+  }
+
+  /** What the client has moved is paid for first, while nothing of the request but its head takes room here. */
+  private async payDebt(client: Client): Promise<void> {
+    const mostMs = this.options.debtWaitMs ?? DEBT_WAIT_MS;
+    const deadline = performance.now() + mostMs;
+    for (let waitMs = this.move(client, 0); waitMs > 0; waitMs = this.move(client, 0)) {
+      if (performance.now() + waitMs > deadline) {
+        const message = 'more bytes than this client may move in a second: come again later';
+        throw new HttpError(429, 'too_many_bytes', message, { 'Retry-After': String(Math.ceil(waitMs / 1000)) });
+      }
+      await new Promise<void>((resolve) => setTimeout(resolve, waitMs));
+    }
+  }
+
   private async dispatch(
     request: http.IncomingMessage,
     response: http.ServerResponse,
@@ -191,9 +215,13 @@ export class HttpServer {
         throw new HttpError(400, 'bad_request', `the parameter "${name}" is not a number`);
     }
     this.authorize(route, path, client, store);
-    const asked: HttpRequest = { client, path, query, body: {}, bytes: Buffer.alloc(0), raw: request };
-    if (route.bytesMax !== undefined) asked.bytes = await readBody(request, route.bytesMax);
-    else if (route.body !== undefined) asked.body = checkFields(await readJson(request), route.body);
+    await this.payDebt(client);
+    const spend = (bytes: number) => this.move(client, bytes);
+    const asked: HttpRequest = { client, path, query, body: {}, bytes: Buffer.alloc(0), raw: request, spend };
+    if (route.bytesMax !== undefined) {
+      asked.bytes = await readBody(request, route.bytesMax);
+      spend(asked.bytes.length);
+    } else if (route.body !== undefined) asked.body = checkFields(await readJson(request), route.body);
     if (method !== 'GET') {
       const what = Object.keys(asked.body).length > 0 ? ` ${JSON.stringify(asked.body).slice(0, 200)}` : '';
       this.options.log('info', `http: ${client.identity} at ${client.address}: ${method} ${request.url}${what}`);
@@ -223,18 +251,20 @@ export class HttpServer {
     return new HttpError(401, 'unauthorized', 'give a bearer token', { 'WWW-Authenticate': 'Bearer' });
   }
 
-  private send(response: http.ServerResponse, answer: Exclude<HttpAnswer, 'written'>, headOnly: boolean): void {
+  /** Returns how many bytes the answer has. */
+  private send(response: http.ServerResponse, answer: Exclude<HttpAnswer, 'written'>, headOnly: boolean): number {
     response.statusCode = answer.status ?? 200;
     response.setHeader('Cache-Control', 'no-store');
     response.setHeader('X-Content-Type-Options', 'nosniff');
     if (!('json' in answer) && !('bytes' in answer)) {
       response.end();
-      return;
+      return 0;
     }
     const bytes = 'json' in answer ? Buffer.from(`${JSON.stringify(answer.json)}\n`) : Buffer.from(answer.bytes);
     response.setHeader('Content-Type', 'json' in answer ? 'application/json' : answer.type);
     response.setHeader('Content-Length', bytes.length);
     response.end(headOnly ? undefined : bytes);
+    return headOnly ? 0 : bytes.length;
   }
 
   private sendError(request: http.IncomingMessage, response: http.ServerResponse, error: unknown, who: string): void {

@@ -40,6 +40,8 @@ export interface ReplicaReport {
 
 const TIMEOUT_MS = 60_000;
 const TRIES = 5;
+/** A server that limits what may be moved says when to come again; in all, it is listened to for so long for one request. */
+const PATIENCE_SEC = 3600;
 const ANSWER_MAX = 256 * 1024 * 1024;
 
 /** Sends what the other server has not of a line. `url` ends in the name there. */
@@ -378,6 +380,7 @@ class Remote {
     json: unknown = null,
     fine: number[] = [],
   ): Promise<{ status: number; body: Buffer }> {
+    let patienceSec = PATIENCE_SEC;
     for (let attempt = 1; ; attempt++) {
       let problem: string;
       try {
@@ -389,6 +392,12 @@ class Remote {
         );
         if (answer.status < 300 || fine.includes(answer.status)) return answer;
         problem = `${answer.status} ${messageOf(answer.body)}`;
+        if (answer.status === 429 && answer.laterSec > 0 && answer.laterSec <= patienceSec) {
+          patienceSec -= answer.laterSec;
+          attempt--;
+          await new Promise<void>((resolve) => setTimeout(resolve, 1000 * answer.laterSec));
+          continue;
+        }
         if (answer.status !== 429 && answer.status !== 503) throw new Failure(`${this.url}: ${problem}`);
       } catch (error) {
         if (error instanceof Failure) throw error;
@@ -400,12 +409,13 @@ class Remote {
     }
   }
 
+  /** `laterSec`: the server wants the same again after so long. */
   private once(
     method: string,
     what: string,
     body: Buffer | null,
     isJson: boolean,
-  ): Promise<{ status: number; body: Buffer }> {
+  ): Promise<{ status: number; body: Buffer; laterSec: number }> {
     const most = what === 'replica' ? ANSWER_MAX : BATCH_SIZE_MAX;
     return new Promise((resolve, reject) => {
       const headers = {
@@ -431,7 +441,10 @@ class Remote {
           });
           response.on('error', reject);
           response.on('aborted', () => reject(new Error('the connection broke')));
-          response.on('end', () => resolve({ status: response.statusCode!, body: Buffer.concat(chunks) }));
+          response.on('end', () => {
+            const laterSec = Number(response.headers['retry-after'] ?? 0);
+            resolve({ status: response.statusCode!, body: Buffer.concat(chunks), laterSec });
+          });
         },
       );
       request.on('timeout', () => request.destroy(new Error('no answer in time')));

@@ -6,6 +6,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
+import { ByteRates } from '../../host/server/byte-rate.js';
 import { parseConfig } from '../../host/server/config.js';
 import { apiRoutes } from '../../host/server/http-api.js';
 import { replicationRoutes } from '../../host/server/http-replication.js';
@@ -326,4 +327,71 @@ test('rights, tokens and records', async () => {
     await ask('fresh/generations', { generation: record, expected: 'nonsense' }),
     /^409 .*changed meanwhile/,
   );
+});
+
+/** A second way to the hub, where each client may move so much in a second. */
+async function limited<T>(perSecond: number, debtWaitMs: number, work: (url: string, rates: ByteRates) => Promise<T>) {
+  const config = parseConfig(CONFIG, folder, 'test');
+  const rates = new ByteRates(({ identity }) => (identity === 'mirror' ? perSecond : null));
+  const routes = [...apiRoutes(hub, config), ...replicationRoutes(hub, config)];
+  const options = { store: hub, config, configured: true, routes, log: () => {}, byteRates: rates, debtWaitMs };
+  const server = new HttpServer(options);
+  await server.listen({ kind: 'tcp', host: '127.0.0.1', port: 0 });
+  try {
+    return await work(server.url, rates);
+  } finally {
+    await server.close();
+  }
+}
+
+const seconds = async (work: () => Promise<unknown>): Promise<number> => {
+  const begin = performance.now();
+  await work();
+  return (performance.now() - begin) / 1000;
+};
+
+for (const debtWaitMs of [20_000, 100]) {
+  test(`push and pull keep to the server's bytes a second; it lets them wait for ${debtWaitMs} ms`, async () => {
+    const name = `paced${debtWaitMs}`;
+    const bytes = 6 * MIB;
+    fs.writeFileSync(file('raw'), crypto.randomBytes(bytes));
+    await origin.images.importRaw(name, file('raw'));
+    const third = await Store.open(file(`third${debtWaitMs}`), { digestDelayMs: 10 });
+    await limited(3 * MIB, debtWaitMs, async (base, rates) => {
+      // The first second is free, and the debt that the last request leaves is not waited for here.
+      const up = await seconds(() => admin(origin).push(name, `${base}/${name}`, remote()));
+      assert.ok(up > 0.6, `pushed in ${up} s`);
+      const down = await seconds(() => admin(third).pull(`${base}/${name}`, name, remote()));
+      assert.ok(down > 0.6, `pulled in ${down} s`);
+      assert.ok(up + down < 30, `${up} and ${down} s`);
+      assert.ok(rates.statistics.waits > 0);
+    });
+    await same(origin, hub, name);
+    await same(origin, third, name);
+    await third.close();
+  });
+}
+
+test('content at so many bytes a second; who owes too much comes again later; others are not concerned', async () => {
+  await limited(MIB, 100, async (base) => {
+    const get = (what: string, token: keyof typeof TOKENS) =>
+      fetch(`${base}/v1/images/${what}`, { headers: { Authorization: `Bearer ${TOKENS[token]}` } });
+    const range = { Range: `bytes=0-${2 * MIB + 256 * 1024 - 1}`, Authorization: `Bearer ${TOKENS.mirror}` };
+    const took = await seconds(async () => {
+      const answer = await fetch(`${base}/v1/images/disk/content`, { headers: range });
+      assert.equal((await answer.arrayBuffer()).byteLength, 2 * MIB + 256 * 1024);
+    });
+    assert.ok(took > 0.9, `${took} s`);
+    const body = Buffer.alloc(2 * MIB);
+    const post = await fetch(`${base}/v1/images/disk/blobs?level=0`, {
+      method: 'POST',
+      headers: { Authorization: `Bearer ${TOKENS.mirror}` },
+      body,
+    });
+    assert.equal(post.status, 409, 'nonsense, but it has been moved');
+    const late = await get('disk', 'mirror');
+    assert.equal(late.status, 429);
+    assert.ok(Number(late.headers.get('retry-after')) >= 1);
+    assert.equal((await get('disk', 'card')).status, 200);
+  });
 });
