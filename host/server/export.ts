@@ -94,6 +94,8 @@ export interface OpenExport {
   metaContexts(query: string): string[];
   /** Brings a range to where reading it is quick, as far as that makes sense. Missing: there is no such place. */
   prefetch?(offset: number, length: number): Done;
+  /** Brings what has to come from a slow medium for a read of this range to where reading it is quick; undefined: nothing has to. */
+  fetch?(offset: number, length: number): Done;
   /** At least one extent, from `offset` on, covering at most `length`; at most `limit` of them. */
   status(context: string, offset: number, length: number, limit: number): Extent[];
   /** Set by the session: called when the export takes nothing more from this connection, which must end. */

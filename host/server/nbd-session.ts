@@ -1,8 +1,8 @@
 // One NBD connection as the server speaks it, without any I/O: bytes in by buffer()/advance() or receive(), bytes out by
 // Transport.send(). The same class serves sockets, TLS, the deterministic simulator and unit tests.
 //
-// Bytes are handled in order. Work that must wait (a commit, a cold read) either stops the reading of requests until it is
-// done, or, for a commit, lets them go on: what arrives after NBD_CMD_FLUSH belongs to the next epoch.
+// Bytes are handled in order. Work that must wait either stops the reading of requests until it is done, or lets them go on: a commit,
+// as what arrives after NBD_CMD_FLUSH belongs to the next epoch, and a read of what must come from a slow medium, where others follow.
 // Memory of a connection is bounded: the input buffer, one staging buffer for a write's payload while one is arriving, and the output
 // that the client has not taken, which stops the session at once.
 
@@ -25,6 +25,8 @@ const OPTION_DATA_MAX = 16 * 1024;
 const OPTION_SKIP_MAX = 1024 * 1024;
 const EXTENTS_MAX = 8192;
 const OPTIONS_MAX = 1000;
+/** Reads that wait for the medium while requests behind them go on. */
+const FETCHES_MAX = 64;
 /** NBD_CMD_CACHE at work at once. */
 const PREFETCHES_MAX = 4;
 
@@ -50,6 +52,13 @@ export interface Transport {
 interface Cookie {
   readonly high: number;
   readonly low: number;
+}
+
+interface FetchedRead {
+  cookie: Cookie;
+  flags: number;
+  offset: number;
+  length: number;
 }
 
 enum State {
@@ -104,6 +113,11 @@ export class NbdSession implements NegotiatingSession {
   private progress = 0;
   private failure: ExportError | null = null;
   private writeHead: ribbon.WriteHead | null = null;
+
+  /** Reads whose data are on their way from the medium, and those for which they have come. */
+  private fetches = 0;
+  private fetchBytes = 0;
+  private readonly fetched: FetchedRead[] = [];
 
   private stage: Buffer | null = null;
   private stageFill = 0;
@@ -235,7 +249,7 @@ export class NbdSession implements NegotiatingSession {
   }
 
   private finishIfEnded(): void {
-    if (this.inputEnded && !this.waiting && this.state !== State.CLOSED) this.finish(false);
+    if (this.inputEnded && !this.waiting && this.fetches === 0 && this.state !== State.CLOSED) this.finish(false);
   }
 
   /** One step of the protocol; false when more bytes are needed. */
@@ -400,6 +414,7 @@ export class NbdSession implements NegotiatingSession {
   // --- transmission
 
   private stepRequest(): boolean {
+    if (this.fetched.length > 0) return this.startFetched(this.fetched.shift()!);
     const input = this.input;
     const at = this.start;
     if (this.end - at < 28) return false;
@@ -437,7 +452,7 @@ export class NbdSession implements NegotiatingSession {
     }
     switch (this.command) {
       case nbd.NBD_CMD_READ:
-        this.state = State.READING;
+        if (!this.fetchFirst()) this.state = State.READING;
         return true;
       case nbd.NBD_CMD_FLUSH:
         this.startCommit();
@@ -795,6 +810,54 @@ export class NbdSession implements NegotiatingSession {
       () => settled(undefined),
       (error: unknown) => settled(error ?? new Error('rejected without a reason')),
     );
+  }
+
+  /** Lets the requests behind a read go on while its data come from the medium. False: they are here, or there is nothing behind it. */
+  private fetchFirst(): boolean {
+    const { cookie, flags, offset, length } = this;
+    const alone = this.start === this.end && this.fetches === 0 && length < SMALL_REPLY;
+    if (alone || this.card !== null) return false;
+    let done: Done;
+    try {
+      done = this.export!.fetch?.(offset, length);
+    } catch {
+      // The read will say what is wrong.
+      return false;
+    }
+    if (done === undefined) return false;
+    if (this.fetches === FETCHES_MAX || (this.fetches > 0 && this.fetchBytes + length > NBD_REQUEST_MAX)) {
+      this.wait(done, () => {});
+      return false;
+    }
+    this.fetches++;
+    this.fetchBytes += length;
+    const settled = () => {
+      this.fetches--;
+      this.fetchBytes -= length;
+      this.fetched.push({ cookie, flags, offset, length });
+      // Those that come together are answered together.
+      if (this.fetched.length === 1) setImmediate(() => this.runFetched());
+    };
+    done.then(settled, settled);
+    return true;
+  }
+
+  private runFetched(): void {
+    if (this.state === State.CLOSED) return;
+    this.run();
+    if (!this.waiting && !this.blocked) this.transport.wake();
+  }
+
+  private startFetched({ cookie, flags, offset, length }: FetchedRead): boolean {
+    this.command = nbd.NBD_CMD_READ;
+    this.cookie = cookie;
+    this.flags = flags;
+    this.offset = offset;
+    this.length = length;
+    this.progress = 0;
+    this.failure = null;
+    this.state = State.READING;
+    return true;
   }
 
   private stepReading(): boolean {

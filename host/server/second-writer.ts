@@ -135,6 +135,10 @@ class BranchingExport implements OpenExport {
     });
   }
 
+  fetch(offset: number, length: number): Done {
+    return this.inner.fetch(offset, length);
+  }
+
   prefetch(offset: number, length: number): Done {
     return this.inner.prefetch(offset, length);
   }

@@ -158,6 +158,11 @@ export class LineExport implements OpenExport {
     return undefined;
   }
 
+  fetch(offset: number, length: number): Done {
+    if (this.lost !== null) return undefined;
+    return (this.view ?? this.writer!.tree).fetch(offset, length) as Done;
+  }
+
   private async prefetchRest(first: Promise<unknown>, from: number, end: number): Promise<void> {
     await first;
     for (let at = from; at < end && this.lost === null; at += PREFETCH_STEP) {

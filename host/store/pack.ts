@@ -17,6 +17,8 @@ export const PACK_HEADER = 64;
 export const GROUP_HEADER = 32;
 export const PACK_ENTRY = 36;
 export const GROUP_BLOBS = 16;
+/** A block; a node is smaller. */
+const BLOB_MAX = 4096;
 /** A pack is closed when it has grown to this: garbage collection works on one pack at a time. */
 const PACK_SIZE_MAX = 256 * 1024 * 1024;
 /** Decoded groups in memory: a random read of a compressed block costs a group of 64 KiB, some 60 us, when it is not here. */
@@ -77,6 +79,8 @@ export interface PackSource {
 /** Open files; those that were not used for the longest time are closed. */
 const FILES_MAX = 512;
 
+const GROUP_BUFFER = Buffer.allocUnsafeSlow(GROUP_HEADER + GROUP_BLOBS * (PACK_ENTRY + BLOB_MAX));
+
 /** Reading this much for nothing is less than a read of its own. */
 const PIECE_GAP = 16_384;
 
@@ -127,11 +131,22 @@ export class Packs {
     }
   }
 
-  /** Brings what must be read of these blobs into the page cache; undefined where that is not needed. */
-  prefetch(locations: Location[]): Promise<unknown> | undefined {
+  /** Brings a blob's group into the page cache, here and now: a medium brings all of it in hardly more time than a part. */
+  bring({ pack, groupOffset, groupLength }: Location): void {
+    try {
+      if (this.source !== null || this.pack(pack).file.prefetch === undefined) return;
+      this.readRaw(pack, groupOffset, GROUP_BUFFER, 0, groupLength);
+    } catch {
+      // Whoever reads it will say so.
+    }
+  }
+
+  /** Brings what must be read of these blobs into the page cache on threads, or onto this disk; undefined where that is not needed.
+   * `alone`: only these blobs of their groups. */
+  prefetch(locations: Location[], alone = false): Promise<unknown> | undefined {
     if (this.source !== null) return this.fetchAbsent(this.source, locations);
     const fetches: Promise<void>[] = [];
-    for (const { pack, from, to } of piecesOf(locations)) {
+    for (const { pack, from, to } of piecesOf(locations, alone)) {
       let file: StoreFile;
       try {
         file = this.pack(pack).file;
@@ -143,6 +158,20 @@ export class Packs {
       if (fetch !== undefined) fetches.push(fetch);
     }
     return fetches.length === 0 ? undefined : Promise.all(fetches);
+  }
+
+  /** The table of a blob's raw group, whose checksum is right; null when it is not, or not to be had. Valid until the next call. */
+  checkedHashes({ pack, groupOffset, groupLength, count }: Location): Buffer | null {
+    const group = GROUP_BUFFER.subarray(0, groupLength);
+    try {
+      this.readRaw(pack, groupOffset, group, 0, groupLength);
+    } catch {
+      return null;
+    }
+    const header = parseGroupHeader(group);
+    if (header === null || header.length !== groupLength || header.count !== count) return null;
+    if (zlib.crc32(group.subarray(GROUP_HEADER)) !== group.readUInt32LE(12)) return null;
+    return group.subarray(GROUP_HEADER, GROUP_HEADER + count * PACK_ENTRY);
   }
 
   private fetchAbsent(source: PackSource, locations: Location[]): Promise<void> | undefined {
@@ -502,13 +531,14 @@ export function packName(number: number): string {
 }
 
 /** The pieces of packs that hold these blobs: raw blobs themselves, of a compressed group all of it. Neighbours are one piece. */
-function piecesOf(locations: Location[]): Piece[] {
+/** What must be read of blobs: their groups, or of raw ones that are `alone` only themselves. */
+function piecesOf(locations: Location[], alone: boolean): Piece[] {
   const pieces: Piece[] = [];
   for (const location of locations) {
     const { pack, groupOffset, groupLength } = location;
-    const isRaw = location.codec === CODEC_NONE;
-    const from = isRaw ? Packs.rawOffset(location) : groupOffset;
-    const to = isRaw ? from + location.length : groupOffset + groupLength;
+    const isPart = alone && location.codec === CODEC_NONE;
+    const from = isPart ? Packs.rawOffset(location) : groupOffset;
+    const to = isPart ? from + location.length : groupOffset + groupLength;
     const last = pieces.at(-1);
     if (last !== undefined && last.pack === pack && from >= last.from && from <= last.to + PIECE_GAP)
       last.to = Math.max(last.to, to);

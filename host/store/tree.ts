@@ -10,7 +10,7 @@ import { RangeCollector, type Ranges } from './changes.js';
 import { CODEC_NONE } from './codec.js';
 import type { Index, Location } from './index.js';
 import type { Overlay } from './overlay.js';
-import { AbsentError, checkBlob, DamagedError, damagedBlob, Packs, sha256 } from './pack.js';
+import { AbsentError, checkBlob, DamagedError, damagedBlob, PACK_ENTRY, Packs, sha256 } from './pack.js';
 
 export const BLOCK_SIZE = 4096;
 export const FANOUT = 64;
@@ -40,8 +40,8 @@ export function isZeroHash(hash: Buffer, at = 0): boolean {
   return hash.readUInt32LE(at) === 0 && hash.compare(ZERO_HASH, 0, HASH, at, at + HASH) === 0;
 }
 
-/** Reads of fewer bytes are not worth two changes of thread. */
-const PREFETCH_MIN = 65_536;
+/** Reads of so many blocks more than one take whole groups. */
+const GROUP_READ_MIN = 7;
 
 // What is known of a leaf's block.
 const ZERO = 0;
@@ -147,6 +147,8 @@ export class Nodes {
     const location = this.index.blob(hash);
     if (location === null) throw new DamagedError(`tree node ${hash.toString('hex')} is missing`);
     if (location.codec !== CODEC_NONE) throw new DamagedError(`tree node ${hash.toString('hex')} is compressed`);
+    // Its neighbours in the tree lie in the same group.
+    this.packs.bring(location);
     const bytes = Buffer.allocUnsafe(location.length);
     this.packs.readRaw(location.pack, Packs.rawOffset(location), bytes, 0, location.length);
     checkBlob(hash, bytes, location);
@@ -229,7 +231,7 @@ export class TreeView {
         target.fill(0, at, at + count);
       } else {
         if (leaf.state[child] === UNRESOLVED) {
-          const fetch = this.resolve(position, length);
+          const fetch = this.resolve(leaf, child, block, Math.floor((position + length - 1) / BLOCK_SIZE));
           if (fetch !== undefined) return fetch.then(() => this.read(position, target, at, length));
         }
         const state = leaf.state[child];
@@ -256,12 +258,18 @@ export class TreeView {
   /** Raw blocks from `child` on that lie one after the other in the pack are one read. How many bytes that were; 0: they are not here. */
   private readRaw(leaf: Node, child: number, within: number, target: Buffer, at: number, length: number): number {
     try {
-      if (leaf.state[child] === UNCHECKED) this.check(leaf, child, Math.ceil((within + length) / BLOCK_SIZE));
+      let blocks = 1;
       let count = Math.min(BLOCK_SIZE - within, length);
-      for (let next = child + 1; next < FANOUT && count < length && isNext(leaf, next); next++) {
+      for (; count < length && child + blocks < FANOUT && isNext(leaf, child + blocks); blocks++)
         count = Math.min(count + BLOCK_SIZE, length);
+      if (leaf.state[child] !== UNCHECKED) {
+        this.nodes.packs.readRaw(leaf.pack[child], leaf.offset[child] + within, target, at, count);
+      } else if (count === blocks * BLOCK_SIZE) {
+        this.readChecked(leaf, child, blocks, target, at);
+      } else {
+        this.readChecked(leaf, child, blocks, SCRATCH, 0);
+        SCRATCH.copy(target, at, within, within + count);
       }
-      this.nodes.packs.readRaw(leaf.pack[child], leaf.offset[child] + within, target, at, count);
       return count;
     } catch (error) {
       if (error instanceof AbsentError) return 0;
@@ -320,11 +328,50 @@ export class TreeView {
     return location;
   }
 
-  /** Finds where the blocks of a range lie that were never read, the first of which is one. Many of them come into the page cache on a
-   * thread first: the process must not stand still for a disk. */
-  private resolve(position: number, length: number): Promise<unknown> | undefined {
+  /** Brings what was never read of a range into the page cache, without stopping this process for the medium; undefined where that is
+   * not needed. */
+  fetch(position: number, length: number): Promise<unknown> | undefined {
+    const { packs, index } = this.nodes;
     const first = Math.floor(position / BLOCK_SIZE);
     const last = Math.floor((position + length - 1) / BLOCK_SIZE);
+    const locations: Location[] = [];
+    for (let block = first; block <= last; block++) {
+      const leaf = this.leaf(Math.floor(block / FANOUT));
+      const child = block % FANOUT;
+      if (leaf === null || leaf.state[child] !== UNRESOLVED) continue;
+      const location = index.blob(leaf.child(child));
+      if (location === null) continue;
+      locations.push(location);
+      if (last - first < GROUP_READ_MIN) place(leaf, child, location);
+      // The blocks behind it mostly lie behind it. Where they do not, they are read when it is their turn.
+      else block += location.count - location.ordinal - 1;
+    }
+    return locations.length === 0 ? undefined : packs.prefetch(locations, last - first < GROUP_READ_MIN);
+  }
+
+  /** Finds where a block lies that was never read, `block` of up to `last` that are wanted; a promise when it must be fetched first. */
+  private resolve(leaf: Node, child: number, block: number, last: number): Promise<unknown> | undefined {
+    const { packs } = this.nodes;
+    if (packs.isCache) return packs.prefetch(this.resolveAll(block, last));
+    const location = this.locate(leaf, child);
+    place(leaf, child, location);
+    if (location.codec !== CODEC_NONE || last - block < GROUP_READ_MIN) return undefined;
+    // Of many blocks it is quicker to check whole groups by their checksums, and to believe what their tables say.
+    const hashes = packs.checkedHashes(location);
+    for (let i = 0; hashes !== null && child + i < FANOUT && location.ordinal + i < location.count; i++) {
+      const at = (location.ordinal + i) * PACK_ENTRY;
+      const isWhole = hashes.readUInt16LE(at + HASH) === BLOCK_SIZE;
+      if (!isWhole || hashes.compare(leaf.hashes, (child + i) * HASH, (child + i + 1) * HASH, at, at + HASH) !== 0)
+        break;
+      leaf.state[child + i] = RAW;
+      leaf.pack[child + i] = location.pack;
+      leaf.offset[child + i] = leaf.offset[child] + i * BLOCK_SIZE;
+    }
+    return undefined;
+  }
+
+  /** Finds where the blocks of a range lie that were never read, the first of which is one. */
+  private resolveAll(first: number, last: number): Location[] {
     const locations: Location[] = [];
     for (let block = first; block <= last; block++) {
       const leaf = this.leaf(Math.floor(block / FANOUT));
@@ -334,26 +381,21 @@ export class TreeView {
       // One behind the first that is missing is reported when it is its turn.
       if (location === null) break;
       locations.push(location);
-      leaf.state[child] = location.codec === CODEC_NONE ? UNCHECKED : PACKED;
-      if (location.codec !== CODEC_NONE) continue;
-      leaf.pack[child] = location.pack;
-      leaf.offset[child] = Packs.rawOffset(location);
+      place(leaf, child, location);
     }
-    return length < PREFETCH_MIN && !this.nodes.packs.isCache ? undefined : this.nodes.packs.prefetch(locations);
+    return locations;
   }
 
-  /** Checks blocks from `child` on against their hashes, at most `most` that lie one after the other; after that the page cache is
-   * trusted. */
-  private check(leaf: Node, child: number, most: number): void {
-    let count = 1;
-    while (count < most && child + count < FANOUT && isNext(leaf, child + count)) count++;
-    this.nodes.packs.readRaw(leaf.pack[child], leaf.offset[child], SCRATCH, 0, count * BLOCK_SIZE);
+  /** Reads blocks from `child` on, `count` that lie one after the other, and checks them against their hashes; after that the page cache
+   * is trusted. */
+  private readChecked(leaf: Node, child: number, count: number, target: Buffer, at: number): void {
+    this.nodes.packs.readRaw(leaf.pack[child], leaf.offset[child], target, at, count * BLOCK_SIZE);
     for (let i = 0; i < count; i++) {
-      const bytes = SCRATCH.subarray(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE);
+      const bytes = target.subarray(at + i * BLOCK_SIZE, at + (i + 1) * BLOCK_SIZE);
       const hash = leaf.child(child + i);
       if (!sha256(bytes).equals(hash)) throw damagedBlob(hash, this.locate(leaf, child + i));
-      leaf.state[child + i] = RAW;
     }
+    leaf.state.fill(RAW, child, child + count);
   }
 
   /** The hash of a block, ZERO_HASH for zeroes. */
@@ -384,6 +426,14 @@ export class TreeView {
 }
 
 const SCRATCH = Buffer.alloc(FANOUT * BLOCK_SIZE);
+
+/** Notes where a block lies that was never read. */
+function place(leaf: Node, child: number, location: Location): void {
+  leaf.state[child] = location.codec === CODEC_NONE ? UNCHECKED : PACKED;
+  if (location.codec !== CODEC_NONE) return;
+  leaf.pack[child] = location.pack;
+  leaf.offset[child] = Packs.rawOffset(location);
+}
 
 function isNext(leaf: Node, child: number): boolean {
   return (

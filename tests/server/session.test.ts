@@ -9,6 +9,9 @@ import { NBD_REQUEST_MAX } from '../../host/server/nbd-negotiation.js';
 import * as nbd from '../../host/server/nbd-protocol.js';
 import { NbdSession, type Transport } from '../../host/server/nbd-session.js';
 import { noCodec, zstdCodec } from '../../host/store/codec.js';
+import type { StoreFile } from '../../host/store/files.js';
+import { MemoryIndex } from '../../host/store/index.js';
+import { MemoryFiles } from '../../host/store/memory-files.js';
 import type { Store } from '../../host/store/store.js';
 import { BLOCK, blockOf, CLIENT, generator, newMedium, openStore } from '../store/model.js';
 import { CoverageMeter } from './coverage.js';
@@ -423,6 +426,93 @@ for (const [kind, codec] of [
     });
   }
 }
+
+/** Files that bring nothing into the page cache before they are told to. */
+class SlowFiles extends MemoryFiles {
+  readonly waiting: (() => void)[] = [];
+
+  override open(name: string): StoreFile {
+    const file = super.open(name);
+    file.prefetch = () => new Promise((resolve) => void this.waiting.push(resolve));
+    return file;
+  }
+}
+
+async function slowLine(): Promise<{ line: Line; files: SlowFiles; store: Store }> {
+  const files = new SlowFiles();
+  const medium = { files, index: new MemoryIndex() };
+  const store = await openStore(medium);
+  await store.images.create('a', SIZE);
+  const writer = await store.open('a', CLIENT);
+  for (let block = 0; block < 64; block++) await writer.write(block * BLOCK, blockOf(1000 + block));
+  await writer.close(true);
+  await store.close();
+  const again = await openStore(medium);
+  return { line: await connected(again, false), files, store: again };
+}
+
+const read = (block: number, cookie: number, blocks = 1) =>
+  request(nbd.NBD_CMD_READ, block * BLOCK, blocks * BLOCK, undefined, 0, cookie);
+
+test('reads that wait for the medium do not hold up the requests behind them', async () => {
+  const { line, files, store } = await slowLine();
+  const flush = request(nbd.NBD_CMD_FLUSH, 0, 0, undefined, 0, 3);
+  const early = await line.talk(Buffer.concat([read(3, 1), read(40, 2), flush]));
+  assert.equal(files.waiting.length, 2);
+  assert.equal(early.length, 16, 'the flush only');
+  assert.equal(early.readUInt32BE(12), 3);
+  const from = line.output.length;
+  files.waiting[1]();
+  await settle();
+  files.waiting[0]();
+  await settle();
+  const late = line.output.subarray(from);
+  assert.equal(late.length, 2 * (16 + BLOCK));
+  assert.equal(late.readUInt32BE(12), 2);
+  assert.ok(late.subarray(16, 16 + BLOCK).equals(blockOf(1040)));
+  assert.equal(late.readUInt32BE(16 + BLOCK + 12), 1);
+  assert.ok(late.subarray(-BLOCK).equals(blockOf(1003)));
+  // What has been read once is there.
+  const again = await line.talk(Buffer.concat([read(3, 4), read(40, 5)]));
+  assert.equal(again.length, 2 * (16 + BLOCK));
+  assert.equal(files.waiting.length, 2);
+  await line.hangUp();
+  assert.ok(line.ended);
+  await store.close();
+});
+
+test('a client that goes while its reads wait for the medium lets its export go when they are over', async () => {
+  for (const goodbye of [false, true]) {
+    const { line, files, store } = await slowLine();
+    await line.talk(Buffer.concat([read(3, 1), read(30, 2, 20)]));
+    assert.equal(files.waiting.length, 2);
+    if (goodbye) await line.talk(request(nbd.NBD_CMD_DISC, 0, 0));
+    else await line.hangUp();
+    for (const go of files.waiting) go();
+    await settle();
+    assert.ok(line.ended);
+    assert.ok(!line.logs.some((it) => it.includes('session failed')), line.logs.join());
+    await store.close();
+  }
+});
+
+test('no more reads wait for the medium than are good for the server', async () => {
+  const { line, files, store } = await slowLine();
+  const all = Buffer.concat(Array.from({ length: 300 }, (_, i) => read(i % 64, i + 1, 1 + (i % 3))));
+  const before = line.output.length;
+  line.feed(all);
+  await settle();
+  assert.ok(files.waiting.length <= 65, `${files.waiting.length} at once`);
+  let bytes = 0;
+  for (let i = 0; i < 300; i++) bytes += 16 + (1 + (i % 3)) * BLOCK;
+  for (let turn = 0; turn < 300 && line.output.length < before + bytes; turn++) {
+    for (const go of files.waiting.splice(0)) go();
+    await settle();
+  }
+  assert.equal(line.output.length, before + bytes);
+  await line.hangUp();
+  await store.close();
+});
 
 test('fuzz: mutated conversations from a seed', async () => {
   const store = await newStore();

@@ -422,6 +422,33 @@ test('verify names a flipped bit, the generations that need it and the bytes; re
   assert.equal(found, 2);
 });
 
+test('a damaged block costs its neighbours nothing, however many are read at once', async () => {
+  const { medium, store } = await newStore();
+  const values = Object.fromEntries(Array.from({ length: 64 }, (_, block) => [block, 1000 + block]));
+  await (await put(store, 'a', values)).close(true);
+  await store.close();
+  // Block 5 of the first group of 16.
+  medium.files.flipBit(`packs/${medium.files.list('packs')[0]}`, 8 * (64 + 32 + 36 * 16 + 5 * BLOCK + 9));
+  for (const order of [
+    [0, 6, 16],
+    [16, 6, 0],
+  ]) {
+    const again = await openStore(medium);
+    const opened = await again.open('a', CLIENT);
+    for (const first of order) {
+      const count = first === 0 ? 5 : 10;
+      const bytes = Buffer.alloc(count * BLOCK);
+      await opened.read(first * BLOCK, bytes);
+      for (let i = 0; i < count; i++)
+        assert.ok(bytes.subarray(i * BLOCK, (i + 1) * BLOCK).equals(blockOf(1000 + first + i)), `block ${first + i}`);
+    }
+    await assert.rejects(async () => opened.read(0, Buffer.alloc(64 * BLOCK)), /damaged/);
+    await assert.rejects(async () => opened.read(5 * BLOCK, Buffer.alloc(BLOCK)), /damaged/);
+    await opened.close(true);
+    await again.close();
+  }
+});
+
 test('a missing pack is named, and the rest can be read', async () => {
   const { medium, store } = await newStore({ packSizeMax: 4096 });
   await (await put(store, 'a', { 10: 1 })).close(true);
