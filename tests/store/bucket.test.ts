@@ -349,6 +349,28 @@ test(
   },
 );
 
+test('a read of the log that is never answered does not keep a server from following it', NEEDS, async () => {
+  const settings = await ceph.newBucket();
+  const network = await badNetwork(settings.url);
+  const one = await serve(settings, 'one');
+  await one.store.images.create('a', 300 * BLOCK);
+  const two = await serve({ ...settings, url: network.url }, 'two');
+  let stuck = 0;
+  network.fate = (method, name): Fate | Promise<Fate> => {
+    if (method !== 'GET' || !/\/log\/\w+$/.test(name) || stuck > 0) return 'pass';
+    stuck++;
+    return new Promise(() => {});
+  };
+  await until(() => stuck > 0, 'a request has got stuck');
+  const begin = performance.now();
+  await put(one.store, 'a', { 1: 1 });
+  await until(() => two.store.generation('a') === 2, 'the other server has the generation');
+  // It would be 15 s, after which the request is given up, and more. Most of what it takes is 2 s.
+  assert.ok(performance.now() - begin < 12_000, `${performance.now() - begin} ms`);
+  assert.ok(two.store.shared!.reach.bucket.statistics.seconds > 0);
+  await end(one, two);
+});
+
 test('a damaged object is an error that names it, a damaged cache is fetched again', NEEDS, async () => {
   const settings = await ceph.newBucket();
   const one = await serve(settings, 'one');

@@ -1,7 +1,9 @@
 // One bucket of an S3-compatible object store: the six requests that a store needs, signed (AWS Signature Version 4, by aws4fetch), sent
 // over connections that are kept, and with a time after which no answer is an answer.
 //
-// Nothing is tried again in here. Who asks knows what a request that may or may not have been carried out means to him.
+// Nothing is tried again in here. Who asks knows what a request that may or may not have been carried out means to him. But a GET, which changes
+// nothing, is asked a second time, over a connection of its own, when nothing has been heard for a moment; the first answer counts. A connection
+// or a thread of the object store that has got stuck costs that moment then, and not the time after which a request is given up.
 
 import { createHash } from 'node:crypto';
 import http from 'node:http';
@@ -19,6 +21,8 @@ export interface BucketSettings {
   ca?: Buffer;
   /** A connection that says nothing for so long is given up. */
   timeoutMs?: number;
+  /** A GET of which nothing is heard for so long is sent again meanwhile. */
+  secondMs?: number;
 }
 
 /** The object store has refused a request, or given no answer (status 0): it may have been carried out. */
@@ -41,6 +45,14 @@ export interface ObjectInfo {
   modifiedMs: number;
 }
 
+/** A request on its way. */
+interface Sent {
+  answer: Promise<Answer>;
+  /** The answer has begun to come. */
+  hasBegun: boolean;
+  abort(): void;
+}
+
 interface Answer {
   status: number;
   headers: http.IncomingHttpHeaders;
@@ -49,15 +61,19 @@ interface Answer {
 
 const TIMEOUT_MS = 15_000;
 const SOCKETS_MAX = 16;
+/** Far longer than an object store takes that is well (some 100 ms under load), far shorter than people notice. */
+const SECOND_MS = 2000;
 
 export class Bucket {
-  readonly statistics = { requests: 0, failures: 0, bytesUp: 0, bytesDown: 0 };
+  readonly statistics = { requests: 0, seconds: 0, failures: 0, bytesUp: 0, bytesDown: 0 };
   /** Where it is, for people: without what is secret. */
   readonly url: string;
   private readonly base: URL;
   private readonly prefix: string;
   private readonly bucketPath: string;
   private readonly agent: http.Agent;
+  /** Keeps no connection: each request gets a new one. */
+  private readonly freshAgent: http.Agent;
   private readonly keyCache = new Map<string, ArrayBuffer>();
 
   constructor(private readonly settings: BucketSettings) {
@@ -67,12 +83,15 @@ export class Bucket {
     this.prefix = rest.map((part) => `${part}/`).join('');
     this.url = `${this.base.origin}${this.bucketPath}/${this.prefix}`;
     const options = { keepAlive: true, maxSockets: SOCKETS_MAX };
-    this.agent =
-      this.base.protocol === 'https:' ? new https.Agent({ ...options, ca: settings.ca }) : new http.Agent(options);
+    const agent = (own: http.AgentOptions) =>
+      this.base.protocol === 'https:' ? new https.Agent({ ...own, ca: settings.ca }) : new http.Agent(own);
+    this.agent = agent(options);
+    this.freshAgent = agent({ ...options, keepAlive: false });
   }
 
   close(): void {
     this.agent.destroy();
+    this.freshAgent.destroy();
   }
 
   async get(name: string, range: { from: number; to: number } | null = null): Promise<Buffer | null> {
@@ -160,7 +179,9 @@ export class Bucket {
     this.statistics.requests++;
     this.statistics.bytesUp += body?.length ?? 0;
     try {
-      const answer = await this.send(method, signed.url, Object.fromEntries(signed.headers), body);
+      const send = (agent: http.Agent) =>
+        this.send(agent, method, signed.url, Object.fromEntries(signed.headers), body);
+      const answer = await (method === 'GET' ? this.firstOfTwo(send) : send(this.agent).answer);
       this.statistics.bytesDown += answer.bytes.length;
       if (answer.status >= 500) this.statistics.failures++;
       return answer;
@@ -171,16 +192,55 @@ export class Bucket {
     }
   }
 
-  private send(method: string, url: URL, headers: Record<string, string>, body: Buffer | null): Promise<Answer> {
+  private firstOfTwo(send: (agent: http.Agent) => Sent): Promise<Answer> {
     return new Promise((resolve, reject) => {
-      const timeoutMs = this.settings.timeoutMs ?? TIMEOUT_MS;
-      const options = {
-        method,
-        agent: this.agent,
-        timeout: timeoutMs,
-        headers: { ...headers, 'content-length': String(body?.length ?? 0) },
+      const sent: Sent[] = [];
+      let open = 0;
+      const start = (agent: http.Agent) => {
+        const mine = send(agent);
+        sent.push(mine);
+        open++;
+        mine.answer.then(
+          (answer) => {
+            clearTimeout(timer);
+            for (const other of sent) if (other !== mine) other.abort();
+            resolve(answer);
+          },
+          (error: unknown) => {
+            // What fails before the second is sent is tried again by who asks.
+            if (--open > 0) return;
+            clearTimeout(timer);
+            reject(error);
+          },
+        );
       };
-      const request = (url.protocol === 'https:' ? https : http).request(url, options, (response) => {
+      const timer = setTimeout(() => {
+        if (sent[0].hasBegun) return;
+        this.statistics.seconds++;
+        start(this.freshAgent);
+      }, this.settings.secondMs ?? SECOND_MS);
+      start(this.agent);
+    });
+  }
+
+  private send(
+    agent: http.Agent,
+    method: string,
+    url: URL,
+    headers: Record<string, string>,
+    body: Buffer | null,
+  ): Sent {
+    const timeoutMs = this.settings.timeoutMs ?? TIMEOUT_MS;
+    const options = {
+      method,
+      agent,
+      timeout: timeoutMs,
+      headers: { ...headers, 'content-length': String(body?.length ?? 0) },
+    };
+    const request = (url.protocol === 'https:' ? https : http).request(url, options);
+    const answer = new Promise<Answer>((resolve, reject) => {
+      request.on('response', (response) => {
+        sent.hasBegun = true;
         const pieces: Buffer[] = [];
         response.on('data', (piece: Buffer) => pieces.push(piece));
         response.on('error', reject);
@@ -194,6 +254,8 @@ export class Bucket {
       request.on('error', reject);
       request.end(body ?? undefined);
     });
+    const sent: Sent = { answer, hasBegun: false, abort: () => request.destroy() };
+    return sent;
   }
 }
 
