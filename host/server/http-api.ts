@@ -271,6 +271,7 @@ async function sendContent(store: Store, request: HttpRequest, response: http.Se
   try {
     for (let position = first; position < end && !response.destroyed; ) {
       const buffer = Buffer.allocUnsafe(Math.min(COPY_SIZE, end - position));
+      await view.fetch(position, buffer.length);
       await view.read(position, buffer, 0, buffer.length);
       position += buffer.length;
       for (let waitMs = request.spend(buffer.length); waitMs > 0 && !response.destroyed; waitMs = request.spend(0)) {

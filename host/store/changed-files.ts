@@ -128,6 +128,7 @@ export class ContentComparison {
       for (let at = from; at < to; at += 1024 * 1024) {
         const part = Math.min(1024 * 1024, to - at);
         const [old, now] = [Buffer.alloc(part), Buffer.alloc(part)];
+        await Promise.all([this.before.fetch(at, part), this.after.fetch(at, part)]);
         await this.before.read(at, old, 0, part);
         await this.after.read(at, now, 0, part);
         if (!old.equals(now)) return true;

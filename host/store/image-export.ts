@@ -80,6 +80,7 @@ async function copyRange(view: TreeView, from: number, length: number, file: str
       const { allocated, count } = view.allocation((from + done) / BLOCK_SIZE, COPY_SIZE / BLOCK_SIZE);
       const bytes = Math.min(count * BLOCK_SIZE, length - done);
       if (allocated) {
+        await view.fetch(from + done, bytes);
         await view.read(from + done, buffer, 0, bytes);
         for (let written = 0; written < bytes; )
           written += fs.writeSync(fd, buffer, written, bytes - written, at + done + written);
