@@ -61,6 +61,9 @@ export const DEFAULT_SETTINGS: CardSettings = {
   storeShareSegments: 0,
 };
 
+/** Of a local store that several images share. */
+export const SHARE_SEGMENTS_MIN = 16;
+
 const MAGIC = 0x54534252; // "RBST"
 const VERSION = 2;
 const RECORD_SIZE = 512;
@@ -100,7 +103,7 @@ export function encodeSettings(settings: CardSettings): Uint8Array {
   record.writeUInt32LE(settings.linkRateBytes, 368);
   record[372] = (settings.deflate ? WIRE_DEFLATE : 0) | (settings.ask ? WIRE_ASK : 0);
   record[373] = PLAIN_SERVERS.indexOf(settings.plainServer);
-  record.writeUInt32LE(settings.storeShareSegments, 376);
+  record.writeUInt32LE(share('storeShareSegments', settings.storeShareSegments), 376);
   record.writeUInt32LE(crc32c(record.subarray(12)), 8);
   return record;
 }
@@ -125,6 +128,13 @@ function positive(field: string, value: number): number {
 function percent(field: string, value: number): number {
   if (!Number.isInteger(value) || value < 0 || value > 100) {
     throw new Failure(`${field} must be a whole number from 0 to 100, not ${value}`);
+  }
+  return value;
+}
+
+function share(field: string, value: number): number {
+  if (value !== 0 && (!Number.isInteger(value) || value < SHARE_SEGMENTS_MIN || value > 0xffffffff)) {
+    throw new Failure(`${field} must be 0 or a whole number from ${SHARE_SEGMENTS_MIN} to 4294967295, not ${value}`);
   }
   return value;
 }

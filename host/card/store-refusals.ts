@@ -15,6 +15,6 @@ export const STORE_REFUSALS: Record<StoreError, string> = {
     'the local store has lost writes that the image server does not have: format it (formatStore) to go on without them',
   device: 'the local store does not answer',
   'no-room':
-    'other images share the local store, and it has no place for this one: use a larger store, or say how many segments ' +
-    'this image gets (storeShareSegments)',
+    'other images share the local store, and it has no place for this one: use a larger store, or say how much of it ' +
+    'this image gets (--local-share, storeShareSegments)',
 };

@@ -2,10 +2,11 @@
 
 import { dirname, join } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint } from '../card/settings.js';
+import { ACKNOWLEDGEMENT_POINTS, type AcknowledgementPoint, SHARE_SEGMENTS_MIN } from '../card/settings.js';
 import { Failure } from '../failure.js';
 import { parseListen } from '../server/listen.js';
 import { type LinkOptions, parseLink } from '../sim/link.js';
+import { SHARE_SEGMENTS_MAX } from '../sim/local-store-file.js';
 import type { SimOptions } from '../sim/options.js';
 import { CARD_KINDS, ENGINES, PC_KINDS } from '../sim/options.js';
 import { parseSize } from './image.js';
@@ -25,6 +26,7 @@ interface Options {
   store: string;
   server?: string;
   localStores?: string;
+  localShare?: string;
   ack?: AcknowledgementPoint;
   ackDelay?: number;
   dirtyThreshold?: number;
@@ -69,6 +71,11 @@ export function register(program: Command): void {
     .option(
       '--local-stores <folder>',
       "where the cards' local stores are kept (default: beside the store; not with --server)",
+    )
+    .option(
+      '--local-share <size>',
+      `the images of a device share one local store, and this one gets so much of it (${SHARE_SEGMENTS_MIN}M to ${SHARE_SEGMENTS_MAX}M), for good; ` +
+        'default: each has a local store alone',
     )
     .addOption(
       new Option(
@@ -125,6 +132,11 @@ function checkOptions(options: Options): SimOptions {
   if (options.cardMemory !== DEFAULT_CARD_MEMORY && options.card === 'qemu') {
     throw new Failure('--card-memory cannot be set for --card qemu: its board decides');
   }
+  const localStores =
+    options.localStores ?? (options.server === undefined ? join(dirname(options.store), 'cards') : null);
+  if (options.localShare !== undefined && localStores === null) {
+    throw new Failure('--local-share with --server needs --local-stores: a local store that is not kept is not shared');
+  }
   if (options.pc === 'none' && options.ports === undefined) throw new Failure('--pc none needs --ports unix:PATH');
   if (options.pc === 'nbd' && options.listen === undefined)
     throw new Failure('--pc nbd needs --listen unix:PATH or tcp:HOST:PORT');
@@ -141,7 +153,8 @@ function checkOptions(options: Options): SimOptions {
     pcMemorySize: parseMemory('--memory', options.memory, 1 << 20),
     store: options.store,
     server: options.server === undefined ? null : parseServer(options.server),
-    localStores: options.localStores ?? (options.server === undefined ? join(dirname(options.store), 'cards') : null),
+    localStores,
+    shareSegments: options.localShare === undefined ? 0 : parseShare(options.localShare),
     acknowledgementPoint: options.ack ?? null,
     acknowledgementDelayMs: options.ackDelay ?? 0,
     dirtyThresholdPercent: options.dirtyThreshold ?? 0,
@@ -184,6 +197,16 @@ function parseMemory(option: string, text: string, unit: number): number {
     throw new Failure(`${option} must be from 16M to 1G and a multiple of ${unit >> 10}K, not ${text}`);
   }
   return size;
+}
+
+function parseShare(text: string): number {
+  const segments = parseSize(text) / (1 << 20);
+  if (!Number.isInteger(segments) || segments < SHARE_SEGMENTS_MIN || segments > SHARE_SEGMENTS_MAX) {
+    throw new Failure(
+      `--local-share must be from ${SHARE_SEGMENTS_MIN}M to ${SHARE_SEGMENTS_MAX}M and a multiple of 1M, not ${text}`,
+    );
+  }
+  return segments;
 }
 
 function parseServer(text: string): { host: string; port: number } | { path: string } {

@@ -15,7 +15,7 @@ export const ROW_SIZE = 12;
 
 const VERSION = 1;
 const PARTITION_TABLE_MAGIC = 0x504c4252; // "RBLP"
-const PARTITIONS_MAX = 14;
+export const PARTITIONS_MAX = 14;
 const PARTITIONS_AT = 64;
 const PARTITION_SIZE = 272;
 const SUPERBLOCK_MAGIC = 0x534c4252; // "RBLS"

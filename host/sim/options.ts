@@ -19,6 +19,8 @@ export interface SimOptions {
   store: string;
   /** Where the cards' local stores are kept; null: nowhere. */
   localStores: string | null;
+  /** What each image gets of a local store that the device's images share, in segments of 1 MiB; 0: it has one alone. */
+  shareSegments: number;
   acknowledgementPoint: AcknowledgementPoint | null;
   acknowledgementDelayMs: number;
   dirtyThresholdPercent: number;

@@ -81,6 +81,7 @@ class Run {
         engine: this.#options.engine,
         cardMemorySize: this.#options.cardMemorySize,
         localStores: this.#options.localStores,
+        shareSegments: this.#options.shareSegments,
         acknowledgementPoint: this.#options.acknowledgementPoint,
         acknowledgementDelayMs: this.#options.acknowledgementDelayMs,
         dirtyThresholdPercent: this.#options.dirtyThresholdPercent,

@@ -1,6 +1,5 @@
 // A whole simulated installation but the PC: an image server with its images, and a card for each disk on one cable.
 
-import { mkdirSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -10,14 +9,11 @@ import { FIRMWARE_FILE, loadFirmware } from '../card/firmware.js';
 import { InProcessCard } from '../card/in-process.js';
 import type { NetworkPath } from '../card/network.js';
 import { type AcknowledgementPoint, type CardSettings, DEFAULT_SETTINGS } from '../card/settings.js';
-import { makeStoreFile } from '../card/store-file.js';
 import { Failure } from '../failure.js';
 import { Cable } from '../front-end/cable.js';
 import { SimulationServer } from './image-server.js';
 import { Link, type LinkOptions } from './link.js';
-
-/** Of a card's local store, sparse: several times what a PC writes before the image server has it. A power of two, as QEMU's SD cards are. */
-const STORE_SIZE = 1 << 30;
+import { localStoreFile } from './local-store-file.js';
 
 export interface Disk {
   /** NBD export name. */
@@ -39,6 +35,8 @@ export interface SimulationOptions {
   /** The folder of the cards' local stores, one file for each image and device, kept for the next start. Without it a card's
    * local store goes with the card. */
   localStores?: string | null;
+  /** Segments that the image gets on a local store that the device's images share; 0: each has one alone. */
+  shareSegments?: number;
   /** When a write is done; without it `stored` on a local store that is kept, else `remote-received`. */
   acknowledgementPoint?: AcknowledgementPoint | null;
   acknowledgementDelayMs?: number;
@@ -204,7 +202,7 @@ async function startCard(
   address: NetworkPath['address'],
   events: SimulationEvents,
 ): Promise<Card> {
-  const storeFile = localStoreFile(options, disk, deviceNumber);
+  const storeFile = keptStoreFile(options, disk, deviceNumber);
   const settings: CardSettings = {
     ...DEFAULT_SETTINGS,
     // What a local store has that goes with the card is not kept: then a write is done when the image server has it, and a
@@ -212,6 +210,7 @@ async function startCard(
     acknowledgementPoint: options.acknowledgementPoint ?? (storeFile === null ? 'remote-received' : 'stored'),
     acknowledgementDelayMs: options.acknowledgementDelayMs ?? 0,
     dirtyThresholdPercent: options.dirtyThresholdPercent ?? 0,
+    storeShareSegments: options.shareSegments ?? 0,
     exportName: disk.exportName,
     serial: disk.serial ?? `RIBBON-000${deviceNumber + 1}`,
     firmware: disk.firmware ?? DEFAULT_SETTINGS.firmware,
@@ -233,14 +232,13 @@ async function startCard(
 }
 
 /** Null when it is not to be kept: a raw file has no generations that would tell whether it is still what the card knows. */
-function localStoreFile(options: SimulationOptions, disk: Disk, deviceNumber: 0 | 1): string | null {
-  const { localStores, images } = options;
+function keptStoreFile(options: SimulationOptions, disk: Disk, deviceNumber: 0 | 1): string | null {
+  const { localStores, images, shareSegments = 0 } = options;
   if (localStores === undefined || localStores === null) return null;
-  if ('files' in images && disk.exportName in images.files) return null;
-  mkdirSync(localStores, { recursive: true });
-  const file = path.join(localStores, `device${deviceNumber}-${encodeURIComponent(disk.exportName)}`);
-  makeStoreFile(file, STORE_SIZE);
-  return file;
+  if (!('files' in images && disk.exportName in images.files))
+    return localStoreFile(localStores, deviceNumber, disk.exportName, shareSegments);
+  if (shareSegments === 0) return null;
+  throw new Failure(`--local-share needs images of the store: the local store of "${disk.exportName}" is not kept`);
 }
 
 async function stopAll(
