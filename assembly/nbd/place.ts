@@ -60,12 +60,14 @@ let base: u64 = 0;
 let serverGeneration: u64 = 0;
 let serverId: u64 = 0;
 let serverCommitted: u64 = 0;
+/** The card has asked for a branch and is on it: until somebody takes note. */
+let conflictSettled: bool = false;
 /** The last answer was that the line is a branch: it is logged when that changes. */
 let wasBranch: bool = false;
 
 export function initPlace(): void {
   mode = PlaceMode.PLAIN;
-  agreed = wasBranch = conflict = false;
+  agreed = wasBranch = conflict = conflictSettled = false;
 }
 
 export function placeMode(): PlaceMode {
@@ -224,6 +226,9 @@ export function takePlace(length: u32): bool {
   }
   agreed = true;
   logPlace(nameLength);
+  // Now, and not when the connection is up: it may not get there, and the branch is made.
+  if (conflict && placeOnBranch()) conflictSettled = true;
+  conflict = false;
   return true;
 }
 
@@ -244,7 +249,7 @@ function logPlace(nameLength: u32): void {
 
 /** True once when the server has put this card on a branch because it asked for one. */
 export function takeConflictSettled(): bool {
-  if (!conflict || !agreed) return false;
-  conflict = false;
-  return true;
+  const is = conflictSettled;
+  conflictSettled = false;
+  return is;
 }

@@ -74,7 +74,10 @@ export class CardPlaces {
             `${state!.upTo} is committed, and nothing of that is missing here; the card's cache is dropped`,
         );
       }
-      if ((judged.verdict === 'ok' || judged.verdict === 'lost') && hello.conflict && judged.base < generation)
+      // A card that was never told of a generation behind its base cannot have met it: what it says is of the conflict whose branch this
+      // is, and the answer that told of the branch did not reach it.
+      const isConflict = hello.conflict && judged.base < generation && (state?.known ?? 0) > judged.base;
+      if ((judged.verdict === 'ok' || judged.verdict === 'lost') && isConflict)
         return await this.branch(name, line, judged.base, client, hello);
       if (judged.verdict === 'reset' && hello.dirty && state?.reset === true && line === image)
         return await this.branch(name, line, generation, client, hello);

@@ -126,8 +126,13 @@ test('a conflict is settled on a branch', async () => {
   const bench = await newBench(store);
   await bench.connect();
   const id = bench.client.place!.id;
-  bench.knows({ generation: 1n, id, dirty: true, conflict: true });
+  bench.knows({ generation: 1n, id, dirty: true });
   await administratorWrites(store, 7, 1);
+  await bench.settle();
+  await bench.pass(200);
+  assert.deepEqual([bench.client.place?.base, bench.client.place?.generation], [1n, 2n], log(bench));
+  bench.knows({ generation: 1n, id, dirty: true, conflict: true });
+  bench.client.restart(NbdError.CONFLICT);
   await bench.settle();
   await bench.pass(200);
   assert.deepEqual([bench.client.place?.base, bench.client.place?.generation], [1n, 1n], log(bench));

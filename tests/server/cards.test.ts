@@ -44,6 +44,13 @@ async function connected(store: Store, knows: Knows): Promise<CardClient> {
   return card;
 }
 
+/** A card that is told what others have changed, meets it, and comes back for a branch. */
+async function conflicted(store: Store, knows: Knows): Promise<CardClient> {
+  const told = await connected(store, knows);
+  await told.hangUp();
+  return connected(store, { ...knows, conflict: true });
+}
+
 test('a commit is known by its record number after its answer was lost, and after a crash', async () => {
   const medium = newMedium();
   const store = await openStore(medium);
@@ -87,8 +94,7 @@ test('a card that has let go what was committed, but not noted the generation, i
   await card.write(3 * BLOCK, blockOf(1));
   await card.flush(5);
   await administratorWrites(store, 9, 2);
-  const knows: Knows = { generation: 1, id, committed: 5, dirty: true, conflict: true };
-  const conflict = await connected(store, knows);
+  const conflict = await conflicted(store, { generation: 1, id, committed: 5, dirty: true });
   assert.deepEqual([conflict.told!.line, conflict.told!.base], ['a/card-c0ffee00-2', 2]);
   assert.deepEqual(await conflict.read(3 * BLOCK, BLOCK), blockOf(1));
 });
@@ -174,8 +180,26 @@ test('a conflict: both sides are kept, reported once, and the card stays on its 
   assert.deepEqual(await contentOf(store, 'a/card-c0ffee00-2', 10), blockOf(1));
   // A second conflict on the branch is a second branch.
   await administratorWrites(store, 12, 4, 'a/card-c0ffee00-2');
-  const second = await connected(store, { generation: 3, id: own.id, committed: 9, dirty: true, conflict: true });
+  const second = await conflicted(store, { generation: 3, id: own.id, committed: 9, dirty: true });
   assert.equal(second.told!.line, 'a/card-c0ffee00-3');
+});
+
+test('a card that has not heard of its branch does not get another when somebody has changed that meanwhile', async () => {
+  const store = await newStore();
+  const first = await connected(store, {});
+  await first.hangUp();
+  await administratorWrites(store, 11, 2);
+  const knows: Knows = { generation: 1, id: first.told!.id, dirty: true };
+  const unheard = await conflicted(store, knows);
+  await unheard.hangUp();
+  await administratorWrites(store, 12, 4, 'a/card-c0ffee00-1');
+  const again = await connected(store, { ...knows, conflict: true });
+  assert.deepEqual([again.told!.line, again.told!.base, again.told!.generation], ['a/card-c0ffee00-1', 1, 2]);
+  assert.deepEqual(await again.changes(BLOCKS), [12]);
+  await again.hangUp();
+  // Now it knows, and meets that, too.
+  const second = await connected(store, { ...knows, conflict: true });
+  assert.equal(second.told!.line, 'a/card-c0ffee00-1.2');
 });
 
 test('a card that comes back while its branch is being made finds it, and does not get another', async () => {
@@ -187,6 +211,7 @@ test('a card that comes back while its branch is being made finds it, and does n
   await administratorWrites(store, 11, 2);
   const knows: Knows = { generation: 1, id: first.told!.id, dirty: true };
   // The first of the two has lost its power; the second is a new power-on.
+  await (await connected(store, knows)).hangUp();
   const before = connected(store, { ...knows, conflict: true });
   const after = await connected(store, { ...knows, session: 2, sessions: [1] });
   assert.deepEqual([after.told!.line, after.told!.flags & 16], ['a/card-c0ffee00-1', 16]);
@@ -200,7 +225,7 @@ test('a conflict ends: the branch becomes the image, and the cache of the card s
   await first.hangUp();
   await administratorWrites(store, 11, 2);
   const knows: Knows = { generation: 1, id: first.told!.id, dirty: true };
-  const card = await connected(store, { ...knows, conflict: true });
+  const card = await conflicted(store, knows);
   await card.write(11 * BLOCK, blockOf(3));
   const own = await card.flush(9);
   await store.cards.resolve('a', 'c0ffee0000000001', 'branch', 'me');
@@ -218,7 +243,8 @@ test('a conflict ends: the image as it is, when nothing of the card is uncommitt
   const store = await newStore();
   const first = await connected(store, {});
   await administratorWrites(store, 11, 2);
-  const card = await connected(store, { generation: 1, id: first.told!.id, dirty: true, conflict: true });
+  await first.hangUp();
+  const card = await conflicted(store, { generation: 1, id: first.told!.id, dirty: true });
   await card.write(11 * BLOCK, blockOf(3));
   const own = await card.flush(9);
   await store.cards.resolve('a', 'c0ffee0000000001', 'image', 'me');
