@@ -292,7 +292,10 @@ export class Checker implements StoreWatcher {
     this.#newestDone = number;
     for (let lba = write.lba; lba < write.lba + write.count; lba++) {
       this.#maybe.delete(lba);
-      this.#setShadow(lba, number);
+      // Committed long before the PC heard of it, changed by an administrator since, and the card has learnt of that.
+      const shadow = this.#shadow[lba];
+      const isChanged = number <= this.#position && shadow > number && shadow === this.#image[lba];
+      if (!isChanged) this.#setShadow(lba, number);
     }
   }
 
@@ -571,9 +574,9 @@ export class Checker implements StoreWatcher {
       write.min = Math.max(write.min, write.whole ? write.count : i + 1);
       this.#mark[lba] = this.#markNumber;
     }
-    // The rest of a long command may come with the next generation, whatever the PC has been told meanwhile.
+    // The rest of a long command may come with the next generation, whatever the PC has been told, or has read, meanwhile.
     const mayBeSplit = write.number === newest && write.count * SECTOR_SIZE > WHOLE_COMMAND_BYTES;
-    if (write.min > Math.min(missing, write.max) && !(mayBeSplit && write.outcome === Outcome.DONE)) {
+    if (write.min > Math.min(missing, write.max) && !mayBeSplit) {
       this.#failGap(generation, write, Math.min(missing, write.max));
     }
     // What is not there although later data is will never be.

@@ -66,6 +66,8 @@ export class StoreDamage {
   readonly #headers = new Map<number, StoredRecord>();
   #poweredOn = false;
   #superblockDamaged = false;
+  /** Some copy says that it is lost, and is: it goes on saying so when what was damaged has long been written over. */
+  #everLost = false;
   /** Where the log begins, on a device with a partition for the image behind the partition table. */
   readonly #logStart: number;
 
@@ -141,6 +143,7 @@ export class StoreDamage {
         continue;
       }
       record.lost[i] = lost && this.#lostSectors(this.#newest.get(block)) !== 0;
+      if (record.lost[i]) this.#everLost = true;
       this.#newest.set(block, { record, i });
     }
   }
@@ -240,7 +243,7 @@ export class StoreDamage {
 
   /** Is anything lost that must be sent before what was written later? */
   get holdsUp(): boolean {
-    if (this.#damaged.size === 0 && !this.#superblockDamaged) return false;
+    if (this.#damaged.size === 0 && !this.#everLost) return false;
     for (const copy of this.#newest.values()) if (this.#lostSectors(copy) !== 0) return true;
     return false;
   }

@@ -15,12 +15,13 @@ class Rig {
   readonly world = new World(1);
   readonly checker: Checker;
   /** The write that each sector of the server's image comes from. */
-  readonly image = new Uint32Array(SECTORS);
+  readonly image: Uint32Array;
   generation = 0;
 
-  constructor(point: AcknowledgementPoint = 'remote-received', serverKnowsCards = false) {
+  constructor(point: AcknowledgementPoint = 'remote-received', serverKnowsCards = false, sectors = SECTORS) {
     setBase('pattern');
-    this.checker = new Checker(this.world, SECTORS, point, serverKnowsCards);
+    this.image = new Uint32Array(sectors);
+    this.checker = new Checker(this.world, sectors, point, serverKnowsCards);
     this.checker.cardReady();
   }
 
@@ -252,4 +253,28 @@ test('O6: an administrator’s change is read where a write that failed had been
   rig.checker.learnt(rig.generation);
   rig.checker.commandBegins();
   rig.read(3, number);
+});
+
+test('O6: an administrator’s change is read where a write had been committed before, of which the PC hears only later', () => {
+  const rig = new Rig('stored', true);
+  const write = rig.checker.begin(0, 8);
+  rig.commit({ write, lba: 0, count: 8 });
+  const number = rig.checker.administrate();
+  rig.checker.administrated(++rig.generation, number, new Map([[0, rig.sectors(number, 0, 8)]]));
+  rig.checker.connected(true);
+  rig.checker.learnt(rig.generation);
+  rig.checker.acknowledged(write);
+  rig.checker.commandBegins();
+  rig.read(3, number);
+  violates('O7', () => rig.read(4, write));
+});
+
+test('O2: the rest of a long write that was cut in two may come later, though the PC has read it and was told that it failed', () => {
+  const LONG = 4000;
+  const rig = new Rig('stored', true, LONG);
+  const write = rig.checker.begin(0, LONG);
+  rig.checker.abandoned(write);
+  rig.read(LONG - 1, write);
+  rig.commit({ write, lba: 0, count: 2000 });
+  rig.commit({ write, lba: 2000, count: 2000 });
 });

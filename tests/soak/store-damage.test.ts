@@ -107,6 +107,18 @@ test('a damaged block is lost when only the store has it, until it is written ag
   assert.equal(log.damage.holdsUp, false, 'the image server has it');
 });
 
+test('a block that was lost and moved goes on being lost when the place where it was damaged is written over', () => {
+  const log = new Log();
+  log.write({ command: 1, blocks: [{ block: 5 }] });
+  log.flush();
+  log.damaged.add(log.places[1] + 1);
+  log.write({ kind: RecordKind.RELOCATE, flags: RecordFlag.DIRTY, blocks: [{ block: 5, valid: 0, lost: true }] });
+  log.damaged.clear();
+  assert.deepEqual([log.damage.isLost(40, 8), log.damage.holdsUp], [true, true]);
+  log.write({ command: 2, blocks: [{ block: 5 }] });
+  assert.deepEqual([log.damage.isLost(40, 8), log.damage.holdsUp], [false, false]);
+});
+
 test('a block that nothing has damaged is never lost, whatever the firmware says', () => {
   const log = new Log();
   log.write({ command: 1, blocks: [{ block: 5 }] });
