@@ -32,20 +32,20 @@ import {
   tableSize,
   tableUsed,
 } from './block-table';
-import {
-  deviceFlush,
-  devicePoll,
-  deviceRelease,
-  deviceSize,
-  deviceState,
-  deviceWrite,
-  initDevice,
-  OperationState,
-} from './device';
+import { devicePoll, deviceRelease, deviceSize, deviceState, deviceWrite, initDevice, OperationState } from './device';
 import { fillStep, initFills } from './fills';
 import { LOG_START_BLOCK, SEGMENT_BLOCKS, SUPERBLOCK_COPIES } from './format';
 import { initReclaim, reclaimStep } from './reclaim';
-import { initRecordLog, logFailed, logFreeSegments, recordLogOverhead, recordLogStep } from './record-log';
+import {
+  initRecordLog,
+  logFailed,
+  logFlushFailures,
+  logFreeSegments,
+  logOtherFlushed,
+  logWantOtherFlushed,
+  recordLogOverhead,
+  recordLogStep,
+} from './record-log';
 import { initRecovery, recoveryError, recoveryReady, recoveryStep, SEGMENTS_MIN } from './recovery';
 import { initSeen, noteSeen, seenSize } from './seen';
 import { nextSuperblock, StoreError, sessionUnused, superblock, useSession } from './superblock';
@@ -62,7 +62,10 @@ enum SuperblockState {
 
 let superblockState: SuperblockState = SuperblockState.IDLE;
 let superblockOperation: i32 = -1;
+let superblockBlock: u32 = 0;
 let superblockTries: u32 = 0;
+/** Of the device, when the superblock was written. */
+let flushFailures: u32 = 0;
 let imageSectors: u64 = 0;
 let sessionWanted: bool = false;
 /** The superblock that is stored says that the session may be known. */
@@ -100,6 +103,7 @@ export function initLocalStore(arena: usize, available: u32): void {
   initFills();
   initSeen(arena + ring + <usize>tableSize(segments), segments);
   superblockState = SuperblockState.IDLE;
+  superblockOperation = -1;
   imageSectors = 0;
   sessionWanted = sessionSaid = false;
   statistics.storeState = StoreState.STARTING;
@@ -168,40 +172,49 @@ function superblockStep(): bool {
     if (sized) superblock.imageSectors = imageSectors;
     if (sessionWanted) useSession();
     superblockTries = 0;
-    return writeSuperblock();
+    makeSuperblockCopy();
+    return true;
   }
-  if (superblockOperation >= 0) {
-    const state = deviceState(superblockOperation);
-    if (state == OperationState.PENDING) return false;
-    deviceRelease(superblockOperation);
-    superblockOperation = -1;
-    if (state != OperationState.DONE) {
-      superblockFailed();
-      return true;
-    }
-    if (superblockState == SuperblockState.FLUSHING) {
-      superblockStored();
-      return true;
-    }
-    superblockState = SuperblockState.FLUSHING;
+  if (superblockState == SuperblockState.FLUSHING) {
+    if (logFlushFailures() != flushFailures) superblockFailed();
+    else if (logOtherFlushed() || logFailed()) superblockStored();
+    else return false;
+    return true;
   }
   // When no operation was free before, too.
-  if (superblockState == SuperblockState.WRITING) return writeSuperblock();
-  superblockOperation = deviceFlush();
-  return superblockOperation >= 0;
+  if (superblockOperation < 0) {
+    flushFailures = logFlushFailures();
+    superblockOperation = deviceWrite(superblockBlock, 1, STORE_SUPERBLOCK);
+    return superblockOperation >= 0;
+  }
+  const state = deviceState(superblockOperation);
+  if (state == OperationState.PENDING) return false;
+  deviceRelease(superblockOperation);
+  superblockOperation = -1;
+  if (state != OperationState.DONE) {
+    superblockFailed();
+  } else if (sessionWanted) {
+    superblockState = SuperblockState.FLUSHING;
+    logWantOtherFlushed();
+  } else {
+    // The size alone can wait for the next flush.
+    superblockStored();
+  }
+  return true;
 }
 
-function writeSuperblock(): bool {
+function makeSuperblockCopy(): void {
+  superblockBlock = nextSuperblock();
   superblockState = SuperblockState.WRITING;
-  superblockOperation = deviceWrite(nextSuperblock(), 1, STORE_SUPERBLOCK);
-  return superblockOperation >= 0;
 }
 
-/** The next try goes to another place. */
+/** The next try goes to another place, but not to that of the copy that counts. */
 function superblockFailed(): void {
   superblockTries += 1;
-  superblockState = SuperblockState.WRITING;
-  if (superblockTries < SUPERBLOCK_COPIES) return;
+  if (superblockTries < SUPERBLOCK_COPIES - 1) {
+    makeSuperblockCopy();
+    return;
+  }
   logText('local store takes no superblock: at the next power-on the image server may refuse the card as a copy');
   logEnd(LogLevel.ERROR);
   superblockStored();

@@ -42,6 +42,8 @@ import {
   relocationCarry,
   relocationCount,
   relocationRoom,
+  relocationSaid,
+  relocationStart,
 } from './relocate';
 import { noteSeen } from './seen';
 
@@ -149,6 +151,7 @@ export function mergeActive(): bool {
 export function mergeStart(): void {
   assert(state == ReclaimState.IDLE);
   assert(logTailSegment() < logHeadSegment());
+  relocationStart();
   for (let i: u32 = 0; i < SEGMENT_RECORD_BLOCKS; i++) {
     const row = tailRow(i);
     if (rowIs(row, ROW_LIVE) && rowDirty(row) != 0) relocationAdd(row);
@@ -174,6 +177,10 @@ function mergeOn(): bool {
     // What was moved is moved; the segment stays.
     if (!mergePossible() && relocationCancel()) state = ReclaimState.IDLE;
     return moved || state == ReclaimState.IDLE;
+  }
+  if (!relocationSaid(SEGMENTS_FOR_MARKS)) {
+    if (!mergePossible() && relocationCancel()) state = ReclaimState.IDLE;
+    return state == ReclaimState.IDLE;
   }
   state = ReclaimState.IDLE;
   dropTail();

@@ -102,6 +102,15 @@ let lagMs: u32 = 0;
 let generation: u64 = 0;
 let generationId: u64 = 0;
 
+// What the last header said, and what the last header of the segment that waits for its summary said, which says the same: records
+// after it may have made the tail, or what is forgotten, otherwise since, and be lost.
+const SAID_NEEDED: i32 = 0;
+const SAID_TAIL: i32 = 1;
+const SAID_GENERATION: i32 = 2;
+const SAID_GENERATION_ID: i32 = 3;
+const said: StaticArray<u64> = [0, 0, 0, 0];
+const saidAtEnd: StaticArray<u64> = [0, 0, 0, 0];
+
 // The ring. Staged records are numbered like records: head of the queue is record `nextSequence - stagedCount`.
 let staged: usize = 0;
 let stagedFirst: u32 = 0;
@@ -124,12 +133,20 @@ let wantedSequence: u64 = 0;
 let flushOperation: i32 = -1;
 let flushCovers: u64 = 0;
 let flushTries: u32 = 0;
+let flushFailures: u32 = 0;
+/** Somebody else has written something to the device that must be durable; the flush under way sees to it; it has. */
+let otherWanted: bool = false;
+let flushCoversOther: bool = false;
+let otherFlushed: bool = false;
 /** What was wanted when the next flush was first wanted: it begins when that is written, however much is wanted by then. */
 let flushTarget: u64 = 0;
 /** A flush that began after the last summary had been written has ended. */
 let summaryFlushed: bool = true;
 let flushCoversSummary: bool = false;
 let summaryOperation: i32 = -1;
+/** The segment whose summary is in STORE_SUMMARY: it stays there until it has been flushed, as a flush that fails may drop it. */
+let summarySegment: u64 = 0;
+let summaryAgain: bool = false;
 let summaryTries: u32 = 0;
 let failed: bool = false;
 
@@ -150,7 +167,10 @@ export function initRecordLog(arena: usize, size: u32, segmentsMax: u32): void {
   ringTail = 0;
   building = failed = false;
   flushOperation = summaryOperation = -1;
-  flushTries = summaryTries = 0;
+  flushTries = summaryTries = flushFailures = 0;
+  summarySegment = 0;
+  summaryAgain = false;
+  otherWanted = flushCoversOther = otherFlushed = false;
   writtenSequence = storedSequence = wantedSequence = flushCovers = flushTarget = 0;
   summaryFlushed = true;
   committed = committedInHeader = 0;
@@ -180,6 +200,25 @@ export function resumeRecordLog(tail: u64, head: u64, used: u32, sequence: u64, 
   committed = committedInHeader = known;
   writtenSequence = storedSequence = wantedSequence = sequence - 1;
   if (used == 0) setFirstRecord(head, sequence);
+}
+
+/** What recovery has found out is what the last header said. When only the card's process was killed, what was found may not have
+ * been flushed: no summary before that. */
+export function recordLogResumed(): void {
+  noteSaid();
+  noteSaidAtEnd();
+  summaryFlushed = false;
+}
+
+function noteSaid(): void {
+  said[SAID_NEEDED] = needed;
+  said[SAID_TAIL] = tailSegment;
+  said[SAID_GENERATION] = generation;
+  said[SAID_GENERATION_ID] = generationId;
+}
+
+function noteSaidAtEnd(): void {
+  for (let i = 0; i <= SAID_GENERATION_ID; i++) saidAtEnd[i] = said[i];
 }
 
 /** The ring, for recovery to read into before anything is staged. */
@@ -295,6 +334,24 @@ export function logFailed(): bool {
 /** Asks for everything up to record `sequence` to be stored. */
 export function logWantStored(sequence: u64): void {
   if (sequence > wantedSequence) wantedSequence = sequence;
+}
+
+// The device is flushed by the log alone: a flush that fails may drop what anybody has written, and whoever has must know.
+
+/** Asks for a flush of what has been written beside the log by now. */
+export function logWantOtherFlushed(): void {
+  otherWanted = true;
+  otherFlushed = false;
+}
+
+/** True when it has succeeded: what was written is durable, unless logFlushFailures() has changed since the write began. */
+export function logOtherFlushed(): bool {
+  return otherFlushed;
+}
+
+/** How many flushes have failed. */
+export function logFlushFailures(): u32 {
+  return flushFailures;
 }
 
 /** Every record up to `sequence` is committed by the image server; later headers say so. */
@@ -447,7 +504,8 @@ export function recordFinish(kind: RecordKind, flags: u8, sectors: u32): u64 {
   header.sectors = sectors;
   header.needed = needed;
   header.lagMs = lagMs;
-  putEnd(buildAddress);
+  noteSaid();
+  putEnd(buildAddress, said);
   sealRecord(buildAddress);
   committedInHeader = committed;
   const row = logHeadRow();
@@ -464,10 +522,10 @@ export function recordFinish(kind: RecordKind, flags: u8, sectors: u32): u64 {
 }
 
 /** What headers and summaries say at their end. */
-function putEnd(address: usize): void {
-  store<u64>(address + BLOCK_TAIL, tailSegment);
-  store<u64>(address + BLOCK_GENERATION, generation);
-  store<u64>(address + BLOCK_GENERATION_ID, generationId);
+function putEnd(address: usize, values: StaticArray<u64>): void {
+  store<u64>(address + BLOCK_TAIL, values[SAID_TAIL]);
+  store<u64>(address + BLOCK_GENERATION, values[SAID_GENERATION]);
+  store<u64>(address + BLOCK_GENERATION_ID, values[SAID_GENERATION_ID]);
 }
 
 /** Fills in the rows of the record whose header is at `address`. */
@@ -514,6 +572,7 @@ function openSegment(reserve: u32): bool {
   }
   headSegment += 1;
   headBlocks = 0;
+  noteSaidAtEnd();
   clearSegmentRows(segmentPlace(headSegment));
   setFirstRecord(headSegment, nextSequence);
   return true;
@@ -615,15 +674,31 @@ function takeWritten(): bool {
 }
 
 function issueFlush(): void {
-  if (flushOperation >= 0 || wantedSequence <= storedSequence || writtenSequence <= storedSequence) return;
-  // A flush for a part only would make the rest wait for two.
-  if (flushTarget <= storedSequence) flushTarget = wantedSequence;
-  if (writtenSequence < flushTarget) return;
+  if (flushOperation >= 0 || !(otherWanted || summaryFlushIsDue() || flushIsDue())) return;
   flushOperation = deviceFlush();
   if (flushOperation < 0) return;
+  flushCoversOther = otherWanted;
+  otherWanted = false;
   flushCovers = writtenSequence;
-  flushCoversSummary = summaryOperation < 0;
+  flushCoversSummary = summaryOperation < 0 && !summaryAgain;
   statistics.storeFlushes += 1;
+}
+
+/** The next summary waits for nothing else. */
+function summaryFlushIsDue(): bool {
+  return !summaryFlushed && summaryOperation < 0 && !summaryAgain && segmentIsStored();
+}
+
+/** There is a segment to be summed up, and all of its records are stored. */
+function segmentIsStored(): bool {
+  return summedSegment < headSegment && firstRecord(summedSegment + 1) <= storedSequence + 1;
+}
+
+function flushIsDue(): bool {
+  if (wantedSequence <= storedSequence || writtenSequence <= storedSequence) return false;
+  // A flush for a part only would make the rest wait for two.
+  if (flushTarget <= storedSequence) flushTarget = wantedSequence;
+  return writtenSequence >= flushTarget;
 }
 
 function takeFlushed(): bool {
@@ -635,8 +710,15 @@ function takeFlushed(): bool {
   if (state == OperationState.DONE) {
     storedSequence = flushCovers;
     flushTries = 0;
-    if (flushCoversSummary) summaryFlushed = true;
+    if (flushCoversSummary) {
+      summaryFlushed = true;
+      summarySegment = 0;
+    }
+    if (flushCoversOther) otherFlushed = true;
   } else {
+    flushFailures += 1;
+    if (summarySegment != 0) summaryAgain = true;
+    if (flushCoversOther) otherWanted = true;
     rewriteUnstored();
     flushTries += 1;
     if (flushTries >= TRIES_MAX) fail('flush', 0, 0);
@@ -656,11 +738,18 @@ function rewriteUnstored(): void {
 }
 
 function issueSummary(): void {
-  if (summaryOperation >= 0 || summedSegment >= headSegment) return;
-  if (!summaryFlushed || firstRecord(summedSegment + 1) > storedSequence + 1) return;
-  makeSummary(summedSegment);
-  const place = segmentPlace(summedSegment);
+  if (summaryOperation >= 0) return;
+  if (!summaryAgain) {
+    if (!summaryFlushed || !segmentIsStored()) return;
+    makeSummary(summedSegment);
+    summarySegment = summedSegment;
+    summaryAgain = true;
+  }
+  const place = segmentPlace(summarySegment);
   summaryOperation = deviceWrite(rowBlock(place * SEGMENT_BLOCKS + SEGMENT_RECORD_BLOCKS), 1, STORE_SUMMARY);
+  if (summaryOperation < 0) return;
+  summaryAgain = false;
+  summaryFlushed = flushCoversSummary = false;
 }
 
 function makeSummary(segment: u64): void {
@@ -672,9 +761,9 @@ function makeSummary(segment: u64): void {
   summary.firstRecord = firstRecord(segment);
   summary.records = <u32>(firstRecord(segment + 1) - firstRecord(segment));
   summary.committed = committed;
-  summary.needed = needed;
+  summary.needed = saidAtEnd[SAID_NEEDED];
   summary.lagMs = lagMs;
-  putEnd(STORE_SUMMARY);
+  putEnd(STORE_SUMMARY, saidAtEnd);
   saveSegmentRows(segmentPlace(segment), STORE_SUMMARY + SUMMARY_ROWS);
   sealSummary(STORE_SUMMARY);
 }
@@ -686,12 +775,12 @@ function takeSummed(): bool {
   deviceRelease(summaryOperation);
   summaryOperation = -1;
   if (state == OperationState.DONE) {
-    summedSegment += 1;
+    summedSegment = max(summedSegment, summarySegment + 1);
     summaryTries = 0;
-    summaryFlushed = flushCoversSummary = false;
   } else {
+    summaryAgain = true;
     summaryTries += 1;
-    if (summaryTries >= TRIES_MAX) fail('summary', <u32>segmentPlace(summedSegment), 1);
+    if (summaryTries >= TRIES_MAX) fail('summary', <u32>segmentPlace(summarySegment), 1);
   }
   return true;
 }

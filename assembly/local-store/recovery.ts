@@ -53,6 +53,7 @@ import {
   checkSummary,
   LOG_START_BLOCK,
   RECORD_BEGINS,
+  RECORD_DIRTY,
   RECORD_ENDS,
   RECORD_FORGETS,
   RECORD_VOIDS,
@@ -77,6 +78,7 @@ import { reclaimStep } from './reclaim';
 import {
   firstRecord,
   foundSegment,
+  logFailed,
   logSetGeneration,
   logSetNeeded,
   logSetPowerOns,
@@ -85,6 +87,7 @@ import {
   openRecordLog,
   recordBegin,
   recordFinish,
+  recordLogResumed,
   recordLogScratch,
   resumeRecordLog,
   segmentPlace,
@@ -179,6 +182,8 @@ let markSequence: u64 = 0;
 let dirtyRecords: u32 = 0;
 let dirtyBlocks: u32 = 0;
 let dirtySectors: u64 = 0;
+/** The last record that was merged, 0 when none was: an epoch must not end before it. */
+let mergedTo: u64 = 0;
 
 export function initRecovery(arena: usize, limit: u32): void {
   tableArena = arena;
@@ -214,6 +219,10 @@ export function recoveredDirtySectors(): u64 {
   return dirtySectors;
 }
 
+export function recoveredMergedTo(): u64 {
+  return mergedTo;
+}
+
 /** True when the recovered records belong to another image than the settings name. */
 function otherImage(): bool {
   return !superblockIsForImage();
@@ -223,6 +232,7 @@ function otherImage(): bool {
 export function recoveryStep(): bool {
   const before = stage;
   let progressed = false;
+  if ((stage == Stage.MARK || stage == Stage.MARK_STORED) && logFailed()) refuse(StoreError.DEVICE);
   if (stage == Stage.SUPERBLOCKS) progressed = readSuperblocks();
   else if (stage == Stage.PARTITION) progressed = writePartitionTable();
   else if (stage == Stage.PARTITION_FLUSH) progressed = flushThen(Stage.PARTITION);
@@ -464,9 +474,14 @@ function followTail(): void {
   while (tail > 1 && tail - 1 + superblock.segments > lastSegment && foundSegment(segmentPlace(tail - 1)) == tail - 1) {
     tail -= 1;
   }
-  // Is there anything of this round beyond? Then a summary in between was lost.
-  if (tail > 1 && olderExists()) stage = Stage.REPAIR;
+  // Is there anything of this round beyond, or must there be? Then a summary was lost.
+  if (tail > 1 && (olderExists() || olderIsNeeded())) stage = Stage.REPAIR;
   else startReplay();
+}
+
+/** Records before the tail matter, by what the newest summary says. */
+function olderIsNeeded(): bool {
+  return tail - 1 + superblock.segments > lastSegment && max(replayNeeded, replayCommitted + 1) < firstRecord(tail);
 }
 
 function olderExists(): bool {
@@ -594,6 +609,7 @@ function build(): void {
   resumeRecordLog(tail, head, headBlocks, replayNext, summedBefore(), replayCommitted);
   logSetNeeded(replayNeeded);
   logSetGeneration(replayGeneration, replayGenerationId);
+  recordLogResumed();
   if (replayNeeded < firstRecord(tail) && replayCommitted + 1 < firstRecord(tail)) {
     refuse(StoreError.LOG_DAMAGED);
     return;
@@ -700,7 +716,7 @@ function voidRange(from: u64, to: u64): void {
 /** Enters every block into the table, the newest last, and counts what the image server does not have. */
 function enterAll(): void {
   dirtyRecords = dirtyBlocks = 0;
-  dirtySectors = 0;
+  dirtySectors = mergedTo = 0;
   const madeMs = clock_ms() - replayLagMs;
   for (let more = walkStart(); more; more = walkNext()) {
     if (rowIs(walkRow, ROW_VOID)) continue;
@@ -715,13 +731,21 @@ function enterAll(): void {
       if (MUTANT == Mutant.OLDEST_COPY_WINS && tableFind(rowKey(data)) != NO_ROW) continue;
       if (isDirty || !replayBlind) tablePut(data);
     }
-    if (rowValid(walkRow) == RecordKind.WRITE && uncommitted) dirty = true;
+    if (uncommitted && (rowValid(walkRow) == RecordKind.WRITE || isEmptyMerge())) dirty = true;
     if (!dirty) continue;
+    if (rowValid(walkRow) == RecordKind.RELOCATE) mergedTo = walkSequence;
     dirtyRecords += 1;
     dirtySectors += rowKey(walkRow);
     setRow(walkRow, rowKey(walkRow), madeMs, rowValid(walkRow), rowDirty(walkRow), rowFlags(walkRow));
   }
   countDirtyBlocks();
+}
+
+/** A merge of a segment of which nothing was left to move. */
+function isEmptyMerge(): bool {
+  return (
+    rowValid(walkRow) == RecordKind.RELOCATE && (rowDirty(walkRow) & RECORD_DIRTY) != 0 && !walkIsData(walkRow + 1)
+  );
 }
 
 /** Carries out a record that says that others have changed blocks. */

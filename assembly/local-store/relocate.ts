@@ -41,6 +41,8 @@ assert(SEGMENT_RECORD_BLOCKS * 6 <= STORE_RELOCATION_SIZE);
 let count: u32 = 0;
 let begun: bool = false;
 let dirtyRecord: bool = false;
+/** Records of the relocation so far. */
+let records: u32 = 0;
 
 export function initRelocate(): void {
   count = 0;
@@ -48,8 +50,25 @@ export function initRelocate(): void {
   sectorsCarried = 0;
 }
 
+/** A relocation begins. */
+export function relocationStart(): void {
+  assert(count == 0);
+  records = 0;
+}
+
 export function relocationCount(): u32 {
   return count;
+}
+
+/** A dirty record must say that a segment was merged, also when nothing was left in it to move: what is newer is one epoch with what was
+ * there, after a power-on, too. False when there is no place for it now. */
+export function relocationSaid(reserve: u32): bool {
+  if (records > 0) return true;
+  if (!recordBegin(0, reserve)) return false;
+  dirtyRecord = true;
+  blocksInRecord = 0;
+  finish();
+  return true;
 }
 
 /** Adds a live row to those that are to be moved; not while they are on their way. */
@@ -61,7 +80,7 @@ export function relocationAdd(row: u32): void {
   count += 1;
 }
 
-/** Sectors that the PC wrote in records that go: the next dirty record carries them on, so that the lag is never too low. */
+/** Sectors that the PC wrote in records that go: the last record of the merge carries them on, so that the lag is never too low. */
 let sectorsCarried: u64 = 0;
 
 export function relocationCarry(sectors: u32): void {
@@ -165,9 +184,11 @@ function finish(): void {
     entry += 1;
   }
   const firstRow = logHeadRow() + 1;
-  const carried = dirtyRecord ? <u32>min<u64>(sectorsCarried, 0xfffffffe) : 0;
+  // Only when all is moved: a merge that is given up before leaves the segment, with what it counts.
+  const carried = dirtyRecord && count == blocksInRecord ? <u32>min<u64>(sectorsCarried, 0xfffffffe) : 0;
   recordFinish(RecordKind.RELOCATE, dirtyRecord ? RECORD_DIRTY : 0, carried);
   sectorsCarried -= carried;
+  records += 1;
   for (let i: u32 = 0; i < entry; i++) rowTakeHits(firstRow + i, rowAt(i));
   begun = false;
   count -= blocksInRecord;

@@ -61,7 +61,12 @@ import {
   recordFinish,
   segmentPlace,
 } from '../local-store/record-log';
-import { recoveredDirtyBlocks, recoveredDirtyRecords, recoveredDirtySectors } from '../local-store/recovery';
+import {
+  recoveredDirtyBlocks,
+  recoveredDirtyRecords,
+  recoveredDirtySectors,
+  recoveredMergedTo,
+} from '../local-store/recovery';
 import { CONTROL } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
 import {
@@ -180,6 +185,8 @@ function start(): void {
   statistics.lagBytes = recoveredDirtySectors() * SECTOR_SIZE;
   // Cover whatever the server may have committed before the power was lost.
   if (MUTANT != Mutant.SHORT_FIRST_EPOCH) epochFloor = logNextSequence();
+  // What was merged is one epoch, whatever the server says to have committed.
+  if (MUTANT != Mutant.FORGET_MERGE_RULE && recoveredMergedTo() > 0) mergeFloor = recoveredMergedTo() + 1;
   skipClean();
   appendAfter(logNextSequence() - 1);
   senderReset(headSequence, headRow);
@@ -453,6 +460,8 @@ function closeAtHead(): void {
 
 function setEpochEnd(sequence: u64, row: u32): void {
   epochEnd = sequence;
+  // Of a command that the PC has cut off nobody has waited for that.
+  logWantStored(sequence - 1);
   senderSetEpochEnd(row);
   flushState = FlushState.WAITING;
 }
@@ -499,10 +508,7 @@ function commit(): bool {
   const complete = senderSequence() == epochEnd && senderConfirmed() == epochEnd && !senderHalted();
   if (flushState == FlushState.WAITING && complete) {
     // The server remembers the number of the last record, and one without data was not waited for to be sent.
-    if (logStored() < epochEnd - 1 && MUTANT != Mutant.SEND_UNSTORED) {
-      logWantStored(epochEnd - 1);
-      return false;
-    }
+    if (logStored() < epochEnd - 1 && MUTANT != Mutant.SEND_UNSTORED) return false;
     if (MUTANT == Mutant.NEVER_COMMIT) {
       release();
       return true;
@@ -601,7 +607,9 @@ function skipClean(): void {
   while (headSequence < logNextSequence()) {
     headRow = settled(headRow);
     if (needsServer(headRow)) {
-      if (rowValid(headRow) == RecordKind.WRITE) statistics.lagSinceMs = rowChecksum(headRow);
+      // Not while something older may lie behind it that was moved there.
+      if (rowValid(headRow) == RecordKind.WRITE && headSequence >= mergeFloor)
+        statistics.lagSinceMs = rowChecksum(headRow);
       break;
     }
     headRow = rowAfter(headRow);

@@ -283,13 +283,18 @@ export class StoreLog {
     for (let segment = last; isThere(segment); segment--) {
       const known = firstOf.get(segment);
       const older = [...firstOf.keys()].some((it) => it < segment && isThere(it));
-      const found = known ?? (older ? this.#rebuild(segment) : null);
+      const isNeeded = Math.max(this.progress.needed, this.progress.committed + 1) < this.#firstRecord(segment + 1);
+      const found = known ?? (older || isNeeded ? this.#rebuild(segment) : null);
       if (found === null) break;
       this.#rows.set(segment, found.rows);
       this.#firstRecords.set(segment, found.first);
       this.tail = segment;
     }
     return last;
+  }
+
+  #firstRecord(segment: number): number {
+    return this.#firstRecords.get(segment) ?? 0;
   }
 
   /** A segment whose summary is missing counts if its records lead exactly to the next one's first. */

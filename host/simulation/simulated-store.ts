@@ -10,6 +10,8 @@ export type PowerCut =
   | { kind: 'lose-all' }
   /** Everything that had ended is there, and of the write under way the first `sectors`. */
   | { kind: 'keep-all'; sectors: number }
+  /** Of the writes that had ended those of which the first block is one of these: a device writes in any order. */
+  | { kind: 'keep-some'; blocks: (block: number) => boolean }
   /** Every sector on its own. */
   | { kind: 'chance'; random: Random };
 
@@ -157,6 +159,9 @@ export class SimulatedStore implements StoreDevice {
         const { block, data } = this.#underWay;
         this.#durable.set(data.subarray(0, how.sectors * SECTOR_SIZE), block * STORE_BLOCK_SIZE);
       }
+    } else if (how.kind === 'keep-some') {
+      for (const { block, data } of this.#unflushed)
+        if (how.blocks(block)) this.#durable.set(data, block * STORE_BLOCK_SIZE);
     } else if (how.kind === 'chance') {
       // Devices write in any order: of two writes to one place the earlier may win.
       for (const { block, data } of how.random.shuffle([...touched])) {

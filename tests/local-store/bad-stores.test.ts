@@ -5,6 +5,7 @@ import { describe, it } from 'node:test';
 import { crc32c } from '../../host/card/crc32c.js';
 import type { CardSettings } from '../../host/card/settings.js';
 import type { StoreError } from '../../host/card/statistics.js';
+import { StoreLog } from '../../host/local-store/read-store.js';
 import { SimulatedStore } from '../../host/simulation/simulated-store.js';
 import { StoreRig } from './rig.js';
 
@@ -204,6 +205,27 @@ describe('bad local stores', () => {
     rig.pass(30_000);
     assert.equal(rig.generation, 30, 'the log is not sent with a hole in it');
     assert.ok(rig.log.some((line) => line.startsWith('error')));
+  });
+
+  it('the summary of the oldest segment that matters is lost: it is made again', () => {
+    const rig = usedRig(0);
+    rig.powerOn();
+    for (let i = 0; i < 30; i++) rig.write(i * 100, 200);
+    rig.powerOff();
+    rig.store.powerCut({ kind: 'keep-all', sectors: 0 });
+    for (let place = 0; place < 2; place++)
+      rig.store.tamper(LOG_START + place * SEGMENT + SEGMENT - 1, (data) => data.fill(0));
+    const log = new StoreLog({
+      blocks: rig.store.blocks,
+      read: (block, count) => Buffer.from(rig.store.bytes.slice(block * 4096, (block + count) * 4096)),
+      close: () => {},
+    });
+    assert.equal(log.tail, 1, 'as verify-prefix sees it');
+    rig.setReachable(true);
+    rig.powerOn();
+    assert.equal(rig.card.statistics().storeState, 'ready');
+    assert.equal(rig.checkView(), 60);
+    rig.drain();
   });
 
   it('a block that cannot be read costs those that lie beside it nothing', () => {

@@ -1,13 +1,16 @@
 // A workload, a power cut, and what must hold afterwards.
 
 import assert from 'node:assert/strict';
+import type { StoreOperation } from '../../host/card/store.js';
 import type { PowerCut } from '../../host/simulation/simulated-store.js';
 import { StoreRig } from './rig.js';
 import type { Workload } from './workloads.js';
 
 /** The least that the PC may count on: with `received` nothing but what was flushed. */
 function trusted(rig: StoreRig): number {
-  return rig.settings.acknowledgementPoint === 'received' ? rig.generation : rig.history.acknowledged;
+  return rig.settings.acknowledgementPoint === 'received'
+    ? Math.max(rig.generation, rig.flushed)
+    : rig.history.acknowledged;
 }
 
 function makeRig(workload: Workload, firmware?: WebAssembly.Module): StoreRig {
@@ -21,8 +24,9 @@ function makeRig(workload: Workload, firmware?: WebAssembly.Module): StoreRig {
 }
 
 /** Operations of the whole workload, power-on included. */
-export function countOperations(workload: Workload): number {
+export function countOperations(workload: Workload, onStart: (operation: StoreOperation) => void = () => {}): number {
   const rig = makeRig(workload);
+  rig.store.onStart = onStart;
   rig.powerOn();
   workload.run(rig);
   const { operations } = rig.store;

@@ -5,11 +5,12 @@
 //   O3  generations never go back;
 //   O8  with nothing in the way everything reaches the server.
 
+import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { Random } from '../../host/fuzz/random.js';
 import type { PowerCut } from '../../host/simulation/simulated-store.js';
 import { checkCut, countOperations, runAndCut } from './cuts.js';
-import { WORKLOADS } from './workloads.js';
+import { isSummary, MERGES, WORKLOADS } from './workloads.js';
 
 describe('power cuts', () => {
   for (const workload of WORKLOADS) {
@@ -37,4 +38,20 @@ describe('power cuts', () => {
       }
     });
   }
+
+  it('a summary is on the store, and what was logged after its segment is not', () => {
+    const random = new Random(5);
+    const summaries: number[] = [];
+    let operation = 0;
+    const total = countOperations(MERGES, ({ kind, block }) => {
+      operation += 1;
+      if (kind === 'write' && isSummary(block)) summaries.push(operation);
+    });
+    assert.ok(summaries.length > 17, `${summaries.length} summaries: the log does not go round`);
+    for (const at of summaries) {
+      for (let later = 1; later <= 4 && at + later <= total; later++)
+        checkCut(MERGES, at + later, { kind: 'keep-some', blocks: isSummary });
+      checkCut(MERGES, at + 1, { kind: 'chance', random });
+    }
+  });
 });

@@ -75,6 +75,8 @@ export class StoreRig {
   log: string[] = [];
   /** How many commands the newest generation is the outcome of. */
   generation = 0;
+  /** How many commands the PC had issued when its last FLUSH CACHE was answered. */
+  flushed = 0;
   #cut = false;
   /** What was wrong with a generation: thrown where time passes, not into the server. */
   #violation: Error | null = null;
@@ -198,7 +200,9 @@ export class StoreRig {
 
   flush(): Outcome {
     this.startFlush();
-    return this.end();
+    const outcome = this.end();
+    if (!outcome.cut && !outcome.failed) this.flushed = this.history.issued;
+    return outcome;
   }
 
   /** FLUSH CACHE is written to the command register. */

@@ -1,6 +1,7 @@
 // Scripted work for a card whose power goes at any moment: short, and between them through every path of the store.
 
 import type { CardSettings } from '../../host/card/settings.js';
+import { Random } from '../../host/fuzz/random.js';
 import type { StoreRig } from './rig.js';
 
 export interface Workload {
@@ -80,4 +81,37 @@ export const WORKLOADS: Workload[] = [
       if (!rig.cut) rig.pass(600);
     },
   },
+  {
+    name: 'flushes of writes that were acknowledged when received',
+    storeMs: 4,
+    settings: { acknowledgementPoint: 'received' },
+    run(rig) {
+      steps(rig, 8, (i) => {
+        rig.write(i * 5, 6);
+        if (!rig.cut) rig.write(i * 5 + 200, 3);
+        if (!rig.cut) rig.flush();
+      });
+    },
+  },
 ];
+
+const MERGES_SECTORS = 20_000;
+
+/** Too long for a cut at every operation: the log is full of what is not committed, and merged to make room. */
+export const MERGES: Workload = {
+  name: 'a full log that is merged',
+  storeMs: 1,
+  sectors: MERGES_SECTORS,
+  run(rig) {
+    const random = new Random(3);
+    rig.setReachable(false);
+    steps(rig, 260, () => rig.write(random.below(MERGES_SECTORS - 260), random.between(1, 250), 60_000));
+  },
+};
+
+const LOG_START = 16;
+const SEGMENT = 256;
+
+export function isSummary(block: number): boolean {
+  return block >= LOG_START && (block - LOG_START) % SEGMENT === SEGMENT - 1;
+}
