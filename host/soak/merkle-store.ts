@@ -103,7 +103,8 @@ export class MerkleStore implements ImageBackend {
     const line = this.#line;
     let opened: OpenExport | null = null;
     try {
-      opened = await store.open(line, { ...CLIENT, identity: 'administrator' });
+      // Each is another client: connections of one client have one epoch.
+      opened = await store.open(line, { ...CLIENT, identity: `administrator ${number}` });
       for (const [block, bytes] of blocks) {
         await opened.write(block * BLOCK, bytes.subarray(0, Math.min(BLOCK, this.size - block * BLOCK)));
         this.#written.add(block);

@@ -284,9 +284,12 @@ export class SimulatedPc {
     const { store } = this.#weather;
     if (read === null ? store.holdsUp : store.isLost(read.lba, read.count)) return;
     if (error === 0 || this.#weather.disturbedSince(this.#startedUs - AFTERMATH_US)) return;
-    // A server that is busy for so long (with a commit, say) is out of reach.
-    const workUs = this.#weather.workUs - this.#workAtStartUs;
-    if (workUs >= this.#scenario.settings.offlineReadTimeoutMs * MS) return;
+    // A server that is busy for so long (with a commit, say) is out of reach. What it was at when the command began is not in the
+    // difference, nor is the way there and back.
+    const { store: disk, network, settings } = this.#scenario;
+    const underWayUs = disk.commitUs + disk.commitJitterUs + 2 * (network.latencyUs + network.jitterUs);
+    const workUs = this.#weather.workUs - this.#workAtStartUs + underWayUs;
+    if (workUs >= settings.offlineReadTimeoutMs * MS) return;
     // A log that has filled up while the server was away takes its time to drain.
     if (this.#weather.backlogUs > 2 * SECOND) return;
     throw new Violation('O5', `${this.#what} failed with error ${error.toString(16)}h although nothing was wrong`);
