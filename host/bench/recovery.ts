@@ -4,7 +4,7 @@
 // segment, and one segment behind them that has none and must be replayed. The data of older segments are holes in a sparse
 // file: a power-on does not read them. There is no image server; the command is a read that the store can answer.
 
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, fsyncSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { crc32c } from '../card/crc32c.js';
@@ -102,6 +102,8 @@ function writeStore(file: string, sizeBytes: number): { segments: number; dirtyB
     }
     const data = Buffer.alloc(BLOCK_SIZE, 0x52);
     write(place(full + 1), Buffer.concat([record(full + 1, full * RECORDS_A_SEGMENT + 1, committed, data), data]));
+    // Or the card's flush at power-on would write all of this.
+    fsyncSync(handle);
   } finally {
     closeSync(handle);
   }
