@@ -44,6 +44,8 @@ export class SimulatedServer {
     this.world.trace('server', state === 'down' ? 'killed' : 'machine lost');
     this.#life += 1;
     this.#starting = false;
+    // A process cannot be killed any more on a machine that is gone, and leaves it gone.
+    if (this.state === 'gone') state = 'gone';
     this.state = state;
     for (const session of this.#sessions) session.kill(state);
     this.#sessions.clear();
