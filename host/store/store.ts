@@ -310,8 +310,10 @@ export class Store extends EventEmitter<StoreEvents> implements Exports {
       if (record === undefined) continue;
       const newest = this.generationRecord(record.id, record.head)!;
       const line = this.linesById.get(record.id);
-      if (line === undefined) this.addLine(record, newest);
-      else this.adoptHead(line, record, newest);
+      if (line === undefined) {
+        this.addLine(record, newest);
+        this.emit('commit', record.name, newest.generation, newest.who);
+      } else this.adoptHead(line, record, newest);
     }
   }
 

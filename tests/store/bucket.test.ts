@@ -136,8 +136,13 @@ async function end(...ended: Server[]): Promise<void> {
 test('two servers: one writes, the other follows; who writes where another does is refused', NEEDS, async () => {
   const settings = await ceph.newBucket();
   const one = await serve(settings, 'one', { releaseMs: 50 });
-  const two = await serve(settings, 'two', { releaseMs: 50 });
+  const two = await serve(settings, 'two', { releaseMs: 50, pollMs: 0x7fff_ffff });
+  const heard: string[] = [];
+  two.store.on('commit', (line, generation) => heard.push(`${line}@${generation}`));
   await one.store.images.create('a', 300 * BLOCK);
+  await two.store.shared!.catchUp();
+  assert.deepEqual(heard, ['a@1'], 'an image that another server has made is news too');
+  const follow = setInterval(() => void two.store.shared!.catchUp().catch(() => {}), 100);
   const writer = await one.store.open('a', CLIENT);
   await writer.write(0, blockOf(1));
   await writer.commit();
@@ -181,6 +186,8 @@ test('two servers: one writes, the other follows; who writes where another does 
   await until(() => one.store.generation('a') === 4, 'the first server follows');
   assert.equal(await readValue(one.store, 'a', 2), 3);
   await reader.close(true);
+  assert.deepEqual(heard.slice(0, 3), ['a@1', 'a@2', 'a@3']);
+  clearInterval(follow);
   await end(one, two);
 });
 
@@ -325,7 +332,7 @@ test(
     await put(one.store, 'a', { 1: 11, 2: 12 });
     await end(one);
     const network = await badNetwork(settings.url);
-    const two = await serve({ ...settings, url: network.url }, 'two', { readMs: 100, waitMaxMs: 50 });
+    const two = await serve({ ...settings, url: network.url }, 'two', { readMs: 2000, waitMaxMs: 50 });
     await put(two.store, 'a', { 3: 13 });
     assert.equal(await readValue(two.store, 'a', 3), 13);
     network.fate = () => 'refuse';
