@@ -69,6 +69,7 @@ async function serve(options: Options): Promise<void> {
     connectionsPerClientMax,
     connectionsPerSecond,
     byteRates,
+    writesTogether: config.writesTogether,
   });
   const control = new ControlServer(store, log);
   const routes = [

@@ -38,6 +38,8 @@ export interface ServerConfig {
   requestsPerSecond: number;
   /** What a client may move in a second, by NBD; null: as much as it can. */
   bytesPerSecondOf(client: Client): number | null;
+  /** Does the client write over several connections at once, from another machine? */
+  writesTogether(client: Client): boolean;
   /** Where the store is; null: in the folder alone. */
   bucket: BucketConfig | null;
 }
@@ -54,8 +56,16 @@ export const OPEN_CONFIG: ServerConfig = {
   branchSecondWriter: false,
   requestsPerSecond: 1000,
   bytesPerSecondOf: () => null,
+  writesTogether: () => false,
   bucket: null,
 };
+
+interface Identity {
+  key: Buffer | null;
+  rights: Rights;
+  bytesPerSecond: number | null;
+  multiConnection: boolean;
+}
 
 const TOP_FIELDS = ['identities', 'anonymous', 'tls', 'limits', 'retention', 'secondWriter', 'ask', 'bucket'];
 
@@ -83,15 +93,16 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
   }
   const top = fields(root, name, TOP_FIELDS);
   const tokens = new Map<string, string>();
-  const identities = new Map<string, { key: Buffer | null; rights: Rights; bytesPerSecond: number | null }>();
+  const identities = new Map<string, Identity>();
   for (const [identity, value] of Object.entries((top.identities ?? {}) as object)) {
     const where = `${name}: identities.${identity}`;
-    const entry = fields(value, where, ['psk', 'tokens', 'rights', 'bytesPerSecond']);
+    const entry = fields(value, where, ['psk', 'tokens', 'rights', 'bytesPerSecond', 'multiConnection']);
     for (const hash of tokensOf(entry.tokens, where)) tokens.set(hash, identity);
     identities.set(identity, {
       key: entry.psk === undefined ? null : pskOf(entry.psk, where),
       rights: rightsOf(entry.rights, where),
       bytesPerSecond: rateOf(entry.bytesPerSecond, `${where}.bytesPerSecond`),
+      multiConnection: flag(entry.multiConnection, false, `${where}.multiConnection`),
     });
   }
   const anonymous = top.anonymous === undefined ? {} : rightsOf(top.anonymous, `${name}: anonymous`);
@@ -103,10 +114,10 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
     'bytesPerSecond',
   ]);
   const bytesPerSecond = rateOf(limits.bytesPerSecond, `${name}: limits.bytesPerSecond`);
-  if (top.ask !== undefined && typeof top.ask !== 'boolean') throw new Failure(`${name}: ask is not true or false`);
+  const mayAsk = flag(top.ask, true, `${name}: ask`);
   return {
     access: {
-      mayAsk: top.ask !== false,
+      mayAsk,
       allows(client: Client, image: string, right: Right): boolean {
         const rights = client.tls ? identities.get(client.identity)?.rights : anonymous;
         if (rights === undefined) return false;
@@ -132,11 +143,17 @@ export function parseConfig(text: string, folder: string, name: string): ServerC
     requestsPerSecond: count(limits.requestsPerSecond, 1000, `${name}: limits.requestsPerSecond`),
     bytesPerSecondOf: (client) =>
       (client.tls ? identities.get(client.identity)?.bytesPerSecond : null) ?? bytesPerSecond,
+    writesTogether: (client) => client.tls && identities.get(client.identity)?.multiConnection === true,
     bucket:
       top.bucket === undefined
         ? null
         : bucketConfigOf(fields(top.bucket, `${name}: bucket`, BUCKET_FIELDS), folder, `${name}: bucket`),
   };
+}
+
+function flag(value: unknown, missing: boolean, where: string): boolean {
+  if (value !== undefined && typeof value !== 'boolean') throw new Failure(`${where} is not true or false`);
+  return value ?? missing;
 }
 
 function fields(value: unknown, where: string, known: string[]): Record<string, unknown> {

@@ -116,6 +116,8 @@ export interface Client {
   /** For the log and for telling anonymous clients apart. */
   address: string;
   tls: boolean;
+  /** Nothing that is still on its way over an older connection can come behind what a newer one says: several may write together. */
+  writesTogether?: boolean;
 }
 
 export interface Exports {

@@ -31,6 +31,8 @@ export interface ImageServerOptions {
   tls?: TlsSettings | null;
   /** What each client may move in a second; missing: as much as it can. */
   byteRates?: ByteRates;
+  /** Clients that are not on this machine and write over several connections at once all the same; missing: none. */
+  writesTogether?: (client: Client) => boolean;
   /** A client must have opened an export within this time. */
   negotiationTimeoutMs?: number;
   /** A client that takes nothing of the output waiting for it for this long is dropped. */
@@ -143,7 +145,7 @@ export class Connection {
     this.ended = new Promise((resolve) => {
       this.resolveEnded = resolve;
     });
-    this.client = { identity: 'anonymous', address: addressOf(accepted), tls: false };
+    this.client = this.clientOf('anonymous', addressOf(accepted), false);
     // pauseOnConnect gave a socket that has not begun to read, so that its handle can be moved to one that reads into our buffer.
     this.socket = this.adopt(accepted);
     this.session = new NbdSession(options.exports, this.transport(false));
@@ -151,6 +153,11 @@ export class Connection {
     this.session.open();
     resumeReading(this.socket);
     this.timer = setInterval(() => this.checkTime(), 1000).unref();
+  }
+
+  private clientOf(identity: string, address: string, tls: boolean): Client {
+    const client = { identity, address, tls };
+    return { ...client, writesTogether: isHere(address) || this.options.writesTogether?.(client) === true };
   }
 
   stop(reason: string): Promise<void> {
@@ -323,7 +330,7 @@ export class Connection {
   }
 
   private startInside(inner: tls.TLSSocket, identity: string): void {
-    this.client = { identity, address: this.client.address, tls: true };
+    this.client = this.clientOf(identity, this.client.address, true);
     this.sessionOver = false;
     this.secondsOver = 0;
     this.socket = inner;
@@ -391,6 +398,11 @@ function certificateIdentity(socket: tls.TLSSocket): string | null {
 
 function addressOf(socket: net.Socket): string {
   return socket.remoteAddress ?? 'local';
+}
+
+/** The other end is on this machine: when it has gone nothing of it is on its way any more. */
+function isHere(address: string): boolean {
+  return address === 'local' || address === '::1' || /^(::ffff:)?127\./.test(address);
 }
 
 /**

@@ -4,6 +4,10 @@
 // opened one soon after the other, all before the first of them has written (SPEC.md "NBD as the server speaks it"). What comes later may be
 // somebody else who happens to have the same name, and finds the line being written.
 //
+// Over a network that is not enough. A client whose connection is broken and that has opened another looks the same, and what it had sent over the
+// first may arrive behind what it sends over the second: old bytes over new ones, and a flush would commit them. (The simulator found it, with
+// cards that speak plain NBD.) So there the administrator must have said that the identity uses several at once.
+//
 // A flush, FUA or goodbye on any of the connections commits what all of them have written. One that breaks with writes in the open epoch
 // takes the epoch and the other connections with it: a later flush on one of those must not succeed without these writes.
 
@@ -220,7 +224,9 @@ export function isTogetherWithAll(opened: LineExport): boolean {
 }
 
 function mayJoin(it: LineExport): boolean {
-  return !it.readOnly && it.card === null && !it.hasWritten && it.lostReason === null;
+  return (
+    it.client.writesTogether === true && !it.readOnly && it.card === null && !it.hasWritten && it.lostReason === null
+  );
 }
 
 function isSameClient({ client: a }: LineExport, { client: b }: LineExport): boolean {

@@ -109,6 +109,21 @@ test('the second writer goes on in a branch, by setting; nothing of either is lo
   await broken.close(false);
   await busy.close(true);
   assert.equal(store.generation('disk/broken-4'), 4, 'what broke off is discarded in a branch too');
+  const { writesTogether } = parseConfig(
+    '{"identities":{"a":{"rights":{},"multiConnection":true},"b":{"rights":{}}}}',
+    folder,
+    'c',
+  );
+  assert.deepEqual(
+    ['a', 'b', 'c'].map((identity) => writesTogether({ identity, address: 'x', tls: true })),
+    [true, false, false],
+  );
+  assert.equal(
+    writesTogether({ identity: 'a', address: 'x', tls: false }),
+    false,
+    'a name counts only when it is proved',
+  );
+  assert.throws(() => parseConfig('{"identities":{"a":{"rights":{},"multiConnection":1}}}', folder, 'c'), /is not true or false/);
   assert.throws(() => parseConfig('{"secondWriter":"fork"}', folder, 'c'), /secondWriter is "refuse" or "branch"/);
   assert.equal(parseConfig('{"secondWriter":"branch"}', folder, 'c').branchSecondWriter, true);
 });

@@ -11,16 +11,18 @@ import { TOGETHER_MS } from '../../host/store/writer.js';
 import {
   BLOCK,
   blockOf,
-  CLIENT,
   type Content,
   generator,
   mismatches,
+  CLIENT as NETWORK,
   newMedium,
   openStore,
   readValue,
 } from './model.js';
 
 const BLOCKS = 300;
+/** On the server's own machine. */
+const CLIENT: Client = { ...NETWORK, writesTogether: true };
 const OTHER: Client = { ...CLIENT, address: 'elsewhere' };
 
 async function newStore(options: StoreOptions = {}) {
@@ -151,7 +153,7 @@ test('who comes late, or from elsewhere, is another client, and no connection is
   await after.close(true);
 
   // Of the same TLS identity, who comes late has lost its other connections and takes their place.
-  const tls = { identity: 'card', address: 'x', tls: true };
+  const tls = { identity: 'card', address: 'x', tls: true, writesTogether: true };
   const old = await connections(store, 3, tls);
   const losses = lossesOf(old);
   await old[0].write(0, blockOf(5));
@@ -164,6 +166,23 @@ test('who comes late, or from elsewhere, is another client, and no connection is
     [await readValue(store, 'a', 0), await readValue(store, 'a', 1), await readValue(store, 'a', 2)],
     [3, 0, 7],
   );
+  await store.close();
+});
+
+test('over a network, what an older connection still brings is not mixed with what a newer one has written', async () => {
+  const { store } = await newStore();
+  // The client has given the first up and come back; its first write over that is still on its way.
+  const [old, fresh] = await connections(store, 2, NETWORK);
+  assert.deepEqual([old.multiConnection, fresh.multiConnection], [false, false]);
+  await fresh.write(0, blockOf(1));
+  await fresh.write(0, blockOf(2));
+  assert.throws(() => old.write(0, blockOf(1)), refused('EPERM'));
+  await fresh.commit();
+  assert.throws(() => old.write(0, blockOf(1)), refused('ESHUTDOWN'));
+  assert.equal(await readValue(store, 'a', 0), 2);
+  await old.close(false);
+  await fresh.close(true);
+  assert.equal(store.generation('a'), 2);
   await store.close();
 });
 
