@@ -123,7 +123,10 @@ test('the second writer goes on in a branch, by setting; nothing of either is lo
     false,
     'a name counts only when it is proved',
   );
-  assert.throws(() => parseConfig('{"identities":{"a":{"rights":{},"multiConnection":1}}}', folder, 'c'), /is not true or false/);
+  assert.throws(
+    () => parseConfig('{"identities":{"a":{"rights":{},"multiConnection":1}}}', folder, 'c'),
+    /is not true or false/,
+  );
   assert.throws(() => parseConfig('{"secondWriter":"fork"}', folder, 'c'), /secondWriter is "refuse" or "branch"/);
   assert.equal(parseConfig('{"secondWriter":"branch"}', folder, 'c').branchSecondWriter, true);
 });
