@@ -49,31 +49,62 @@ export async function attachImage(
 
 /** False: nbdfuse ended in another way than by being unmounted, and what it had is not known to be whole. */
 async function holdFuse(fuse: NbdFuse): Promise<boolean> {
-  for (;;) {
-    const asked = await Promise.race([interrupted().then(() => true), fuse.ended.then(() => false)]);
-    if (!asked) return fuse.endedWell;
-    try {
-      await fuse.unmount();
-      return true;
-    } catch (error) {
-      process.stderr.write(`ribbon: ${failureText(error)}; end what uses it (umount, losetup -d), then Ctrl-C again\n`);
+  const signals = new Signals();
+  try {
+    for (;;) {
+      const asked = await Promise.race([signals.next().then(() => true), fuse.ended.then(() => false)]);
+      if (!asked) return fuse.endedWell;
+      try {
+        await fuse.unmount();
+        return true;
+      } catch (error) {
+        const hint = 'end what uses it (umount, losetup -d), then Ctrl-C again';
+        process.stderr.write(`ribbon: ${failureText(error)}; ${hint}\n`);
+      }
     }
+  } finally {
+    signals.stop();
   }
 }
 
-function interrupted(): Promise<void> {
-  return new Promise((resolve) => {
-    // Listening for signals alone does not keep a process alive.
-    const alive = setInterval(() => {}, 2 ** 30);
-    const done = () => {
-      clearInterval(alive);
-      process.off('SIGINT', done);
-      process.off('SIGTERM', done);
-      resolve();
-    };
-    process.on('SIGINT', done);
-    process.on('SIGTERM', done);
-  });
+async function interrupted(): Promise<void> {
+  const signals = new Signals();
+  await signals.next();
+  signals.stop();
+}
+
+/** Ctrl-C and SIGTERM, from now until stop(): one that comes while the one before is being answered must not end the process. */
+class Signals {
+  private count = 0;
+  private wake: () => void = () => {};
+  // Listening for signals alone does not keep a process alive.
+  private readonly alive = setInterval(() => {}, 2 ** 30);
+
+  constructor() {
+    process.on('SIGINT', this.came);
+    process.on('SIGTERM', this.came);
+  }
+
+  private readonly came = () => {
+    this.count++;
+    this.wake();
+  };
+
+  /** The next that has not been answered yet. */
+  async next(): Promise<void> {
+    if (this.count === 0) {
+      await new Promise<void>((resolve) => {
+        this.wake = resolve;
+      });
+    }
+    this.count = 0;
+  }
+
+  stop(): void {
+    clearInterval(this.alive);
+    process.off('SIGINT', this.came);
+    process.off('SIGTERM', this.came);
+  }
 }
 
 function print(text: string): void {

@@ -114,7 +114,7 @@ class AttachCommand {
 
   async says(pattern: RegExp): Promise<void> {
     while (!pattern.test(this.output)) {
-      if (this.child.exitCode !== null) throw new Error(`ended: ${this.output}`);
+      if (this.child.exitCode !== null || this.child.signalCode !== null) throw new Error(`ended: ${this.output}`);
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
   }
@@ -145,6 +145,13 @@ test('as a local file, until Ctrl-C', fuse(), async () => {
   await once(user.stdout, 'data');
   command.child.kill('SIGINT');
   await command.says(/then Ctrl-C again/);
+  // Impatience, while it tries: it must not be killed by it.
+  for (let times = 0; times < 3; times++) {
+    command.child.kill('SIGINT');
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  await command.says(/then Ctrl-C again[\s\S]*then Ctrl-C again/);
+  assert.deepEqual([command.child.exitCode, command.child.signalCode], [null, null]);
   user.stdin.end('\n');
   await once(user, 'close');
   assert.equal(await command.interrupt(), 0, command.output);
