@@ -17,6 +17,8 @@ let skipLeft: u32 = 0;
 let outputStart: u32 = 0;
 let outputEnd: u32 = 0;
 let moved: bool = false;
+/** Something had to wait: for the peer to take what was sent before, or for the limit. */
+let sendWaited: bool = false;
 
 /** The limit of the settings: what may be moved now in each direction, in bytes; it grows with time up to a tenth of a second's
  * worth, or one message if that is more. */
@@ -29,7 +31,7 @@ let heldBack: bool = false;
 export function resetStream(): void {
   inputHave = inputNeed = skipLeft = 0;
   outputStart = outputEnd = 0;
-  moved = heldBack = false;
+  moved = heldBack = sendWaited = false;
   allowedSend = allowedReceive = ALLOWANCE_MIN;
   allowedMs = nowMs;
 }
@@ -56,7 +58,7 @@ export function streamTimeoutMs(): u32 {
   return heldBack ? max(1, 1000 / max(1, linkRateBytes() / 1024)) : 0xffffffff;
 }
 
-/** True once after any byte has moved. */
+/** True once after the peer has brought or taken anything. */
 export function takeMoved(): bool {
   const was = moved;
   moved = false;
@@ -143,12 +145,17 @@ export function send(source: usize, length: u32): u32 {
   if (linkRateBytes() != 0) {
     allow();
     if (allowedSend == 0) heldBack = true;
+    if (allowedSend < length) sendWaited = true;
     length = min(length, allowedSend);
     if (length == 0) return 0;
   }
   const count = net_send(STREAM, source, length);
   assert(count <= length);
-  if (count > 0) moved = true;
+  // A system takes a request for a peer that is gone, and another one, for a quarter of an hour: only what had to wait shows that the
+  // peer takes anything.
+  if (count > 0 && sendWaited) moved = true;
+  if (count == length && linkRateBytes() == 0) sendWaited = false;
+  else if (count < length) sendWaited = true;
   if (linkRateBytes() != 0) allowedSend -= count;
   statistics.bytesToServer += count;
   return count;

@@ -212,6 +212,22 @@ test('a server that is silent about a request is given up after 10 s, with more 
   assert.equal(bench.client.timeoutMs(), 10_000);
 });
 
+test('a server that is silent is given up although it is asked for more all the time', () => {
+  const mute: PeerOptions = server({ mangle: (message, kind) => (kind === 'reply' ? [] : [message]) });
+  const bench = new Bench({ peers: [mute, server()] });
+  bench.run();
+  // A PC reads; its reads are given up before the server is.
+  for (let second = 0; second < 12; second += 4) {
+    const slot = bench.client.read(0, 512, bench.pieces(512));
+    bench.run();
+    bench.pass(4000);
+    bench.client.release(slot);
+  }
+  assert.equal(bench.client.statistics.linkError, NbdError.SILENCE);
+  bench.pass(1000);
+  assert.equal(bench.client.connection, 2);
+});
+
 test('a server that is silent in the handshake is given up after 10 s', () => {
   const bench = new Bench({ peers: [server({ mangle: () => [] }), server()] });
   bench.run();
