@@ -153,6 +153,7 @@ export function senderResume(): void {
 /** Sends from record `from` on, whose header is at `fromRow`, once nothing is on its way any more. */
 export function senderReset(from: u64, fromRow: u32): void {
   sequence = from;
+  leftOutTo = 0;
   startRecord(fromRow);
   resetting = jobCount > 0;
 }
@@ -446,11 +447,21 @@ function outdated(which: u32, end: u64): bool {
   if (rowIs(which, ROW_LIVE)) return false;
   const newest = tableFind(rowKey(which));
   if (newest == NO_ROW || rowDirty(newest) == 0) return false;
-  return end == logNextSequence() || rowBefore(newest, epochEndRow);
+  if (end != logNextSequence()) return rowBefore(newest, epochEndRow);
+  leftOutTo = end;
+  return true;
 }
 
 /** First row behind the epoch that is being sent. */
 let epochEndRow: u32 = 0;
+
+/** Of an epoch that is open: what was left out because newer copies lie before record number `leftOutTo`. */
+let leftOutTo: u64 = 0;
+
+/** An epoch must not end before this record: what was not sent for it is there. */
+export function senderLeftOutTo(): u64 {
+  return leftOutTo;
+}
 
 export function senderSetEpochEnd(atRow: u32): void {
   epochEndRow = atRow;

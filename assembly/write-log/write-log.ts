@@ -92,6 +92,7 @@ import {
   senderHalted,
   senderHaltedRow,
   senderIdle,
+  senderLeftOutTo,
   senderReset,
   senderResume,
   senderSequence,
@@ -485,7 +486,7 @@ function closeAtSize(): void {
     sequence += 1;
     const isFull = sectors * SECTOR_SIZE >= catchUpBytes;
     // Not before what has been sent already, where an open epoch is.
-    const mayEnd = !open && sequence >= epochFloor && sequence > senderSequence();
+    const mayEnd = !open && sequence >= max(epochFloor, senderLeftOutTo()) && sequence > senderSequence();
     if (isFull && mayEnd && sequence < logNextSequence()) {
       setEpochEnd(sequence, settled(row));
       return;
