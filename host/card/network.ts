@@ -21,11 +21,17 @@ const OPEN = 2;
 const SEND_BUFFER_SIZE = 1 << 20;
 /** Received data beyond this makes the peer wait. */
 const RECEIVE_BUFFER_SIZE = 4 << 20;
-/** Larger pieces are sent from the firmware's memory as they lie (it keeps them until the reply), smaller ones are copied together. */
-const COPY_LIMIT = 16 << 10;
 const CHUNK_SIZE = 256 << 10;
+const SPARE_CHUNKS_MAX = 4;
 
-const NO_CHUNK = Buffer.alloc(0);
+/** What the firmware has handed over on its way: its own memory is free when send() returns. */
+interface Chunk {
+  bytes: Buffer;
+  /** Writes of the socket that are not over. */
+  underWay: number;
+}
+
+const NO_CHUNK: Chunk = { bytes: Buffer.alloc(0), underWay: 1 };
 
 interface Stream {
   socket: net.Socket;
@@ -34,7 +40,7 @@ interface Stream {
   receivedBytes: number;
   path: NetworkPath;
   /** What is to be sent: from `from` to `to`. What lies before is on its way. */
-  chunk: Buffer;
+  chunk: Chunk;
   from: number;
   to: number;
 }
@@ -47,6 +53,7 @@ export class Network {
   readonly #streams = new Map<number, Stream>();
   /** Those with something in their chunk. */
   readonly #unsent = new Set<Stream>();
+  readonly #spare: Chunk[] = [];
 
   constructor(paths: NetworkPath[]) {
     this.#paths = paths;
@@ -137,11 +144,7 @@ export class Network {
     const room = SEND_BUFFER_SIZE - stream.socket.writableLength - (stream.to - stream.from);
     if (room <= 0) return 0;
     const part = source.length <= room ? source : source.subarray(0, room);
-    if (part.length < COPY_LIMIT) this.#put(stream, part);
-    else {
-      this.#write(stream);
-      stream.socket.write(part);
-    }
+    this.#put(stream, part);
     return part.length;
   }
 
@@ -153,19 +156,39 @@ export class Network {
   }
 
   #put(stream: Stream, part: Uint8Array): void {
-    if (stream.to + part.length > stream.chunk.length) {
-      this.#write(stream);
-      stream.chunk = Buffer.allocUnsafeSlow(CHUNK_SIZE);
-      stream.from = stream.to = 0;
+    for (let done = 0; done < part.length; ) {
+      if (stream.to === stream.chunk.bytes.length) this.#newChunk(stream);
+      const count = Math.min(part.length - done, stream.chunk.bytes.length - stream.to);
+      stream.chunk.bytes.set(count === part.length ? part : part.subarray(done, done + count), stream.to);
+      stream.to += count;
+      done += count;
     }
-    stream.chunk.set(part, stream.to);
-    stream.to += part.length;
     this.#unsent.add(stream);
   }
 
+  #newChunk(stream: Stream): void {
+    this.#write(stream);
+    const last = stream.chunk;
+    stream.chunk = this.#spare.pop() ?? { bytes: Buffer.allocUnsafeSlow(CHUNK_SIZE), underWay: 0 };
+    stream.from = stream.to = 0;
+    this.#giveBack(last);
+  }
+
   #write(stream: Stream): void {
-    if (stream.from < stream.to) stream.socket.write(stream.chunk.subarray(stream.from, stream.to));
-    stream.from = stream.to;
+    const { chunk, from, to } = stream;
+    if (from === to) return;
+    stream.from = to;
+    chunk.underWay += 1;
+    stream.socket.write(chunk.bytes.subarray(from, to), () => {
+      chunk.underWay -= 1;
+      // A stream's own is begun again: what is near is in the processor's cache.
+      if (stream.chunk !== chunk) this.#giveBack(chunk);
+      else if (chunk.underWay === 0 && stream.from === stream.to) stream.from = stream.to = 0;
+    });
+  }
+
+  #giveBack(chunk: Chunk): void {
+    if (chunk.underWay === 0 && this.#spare.length < SPARE_CHUNKS_MAX) this.#spare.push(chunk);
   }
 
   #listen(stream: Stream, socket: net.Socket): void {

@@ -2,7 +2,15 @@
 // tells it over the IPC channel what to do (image-server.ts); when the channel closes, everything ends.
 
 import { failureText } from '../failure.js';
-import type { Client, ExportListing, Exports, OpenExport } from '../server/export.js';
+import {
+  type CardHello,
+  type CardPlace,
+  type Client,
+  type ExportListing,
+  ExportRefused,
+  type Exports,
+  type OpenExport,
+} from '../server/export.js';
 import { ImageServer } from '../server/server.js';
 import { RawFiles } from '../store/raw-file.js';
 import { Store } from '../store/store.js';
@@ -20,6 +28,10 @@ const EXPORTS: Exports = {
   open(name: string, client: Client): OpenExport | Promise<OpenExport> {
     if (files?.has(name) || store === null) return (files ?? new RawFiles({})).open(name, client);
     return store.open(name, client);
+  },
+  async placeCard(name: string, client: Client, hello: CardHello): Promise<CardPlace> {
+    if (files?.has(name) || store === null) throw new ExportRefused('plain', 'a raw file knows nothing of cards');
+    return store.placeCard(name, client, hello);
   },
 };
 

@@ -211,6 +211,8 @@ async function startCard(
     acknowledgementDelayMs: options.acknowledgementDelayMs ?? 0,
     dirtyThresholdPercent: options.dirtyThresholdPercent ?? 0,
     storeShareSegments: options.shareSegments ?? 0,
+    // On one machine there is no line that would be worth the processor's time.
+    ...('store' in options.images && options.link == null ? { deflate: false, ask: false } : {}),
     exportName: disk.exportName,
     serial: disk.serial ?? `RIBBON-000${deviceNumber + 1}`,
     firmware: disk.firmware ?? DEFAULT_SETTINGS.firmware,
