@@ -23,6 +23,11 @@ export const RECONNECT_MIN_MS: u32 = 100;
 export const RECONNECT_MAX_MS: u32 = 10000;
 /** A connection that lasted this long before the server ended it does not lengthen the back-off. */
 export const RECONNECT_TOLD_MS: u32 = 1000;
+/** How long a card that is switched on waits to learn what others have changed before it shows its disk. PCs wait 10 s and more for
+ * theirs. */
+export const LEARN_PATIENCE_MS: u32 = 3000;
+/** After so many attempts that failed it does not wait any longer: the first may have been the path that is down. */
+export const LEARN_ATTEMPTS: u32 = 2;
 /** A connection that brings nothing for this long although something is outstanding is given up. */
 export const NBD_SILENCE_TIMEOUT_MS: u32 = 10000;
 

@@ -22,7 +22,7 @@ import { LogLevel, logEnd, logText, logValue } from '../log';
 import { DATA_BUFFER } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
 import { statistics } from '../statistics';
-import { volumeCancel, volumeSectors } from '../volume/volume';
+import { volumeCancel, volumeReady, volumeSectors } from '../volume/volume';
 import { ACTION_DMA, ACTION_EXT, ACTION_MASK, ACTION_MULTIPLE, Action, commandAction, initCommands } from './commands';
 import {
   CMD_EXECUTE_DEVICE_DIAGNOSTIC,
@@ -311,7 +311,7 @@ function samplePdiag(): bool {
 
 /** Signature of a device without the PACKET command set ([ATA-6] 9.12), and the diagnostic code. */
 function setStatus(): bool {
-  if (volumeSectors() == 0) return false;
+  if (!volumeReady()) return false;
   if (!capacityKnown) {
     capacityKnown = true;
     initGeometry(volumeSectors());

@@ -87,6 +87,8 @@ let link: Link = Link.STOPPED;
 /** Of the runtime's network paths, the one that is in use or tried next: the same until it fails. */
 let path: u32 = 0;
 let connections: u32 = 0;
+/** Connections that were lost, or did not come about, since power-on. */
+let losses: u32 = 0;
 /** Attempts since the last connection that lasted. */
 let attempts: u32 = 0;
 let sinceMs: u32 = 0;
@@ -106,7 +108,7 @@ export function initNbd(): void {
   initNegotiate();
   initPlace();
   clearFailure();
-  path = connections = attempts = patience = 0;
+  path = connections = losses = attempts = patience = 0;
   firstSize = 0;
   loggedError = NbdError.NONE;
   link = Link.WAITING;
@@ -125,6 +127,11 @@ export function nbdUp(): bool {
 /** How many times the transmission phase has been reached. */
 export function nbdConnection(): u32 {
   return connections;
+}
+
+/** How many times a connection was lost, or did not come about. */
+export function nbdLosses(): u32 {
+  return losses;
 }
 
 /** How long the server has brought and taken nothing although something is outstanding, in ms. */
@@ -382,6 +389,7 @@ function drop(): void {
   if (link == Link.NEGOTIATING && refused) negotiateAbort();
   // A connection that breaks is tried again where it was: the runtime knows when nothing leads there any more.
   if (link < Link.UP || error == NbdError.SILENCE) nextPath();
+  losses += 1;
   net_close(STREAM);
   loseAll();
   const stopping = link == Link.DISCONNECTING;

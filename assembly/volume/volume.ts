@@ -26,6 +26,8 @@ import { nowMs } from '../clock';
 import {
   BLOCK_SIZE,
   IMAGE_BLOCKS_MAX,
+  LEARN_ATTEMPTS,
+  LEARN_PATIENCE_MS,
   NBD_REQUEST_SIZE_MAX,
   NBD_REQUESTS_MAX,
   SECTOR_SIZE,
@@ -54,6 +56,7 @@ import {
   nbdConnection,
   nbdErrno,
   nbdExportSize,
+  nbdLosses,
   nbdRead,
   nbdRelease,
   nbdRestart,
@@ -63,7 +66,7 @@ import {
   nbdUp,
 } from '../nbd/client';
 import { settings, writeStallMs } from '../settings';
-import { statistics } from '../statistics';
+import { LinkState, statistics } from '../statistics';
 import {
   appendedBlock,
   appendedBlocks,
@@ -109,6 +112,9 @@ const READ_AHEAD_MIN: u32 = 4;
 const READ_AHEAD_MAX: u32 = 2 * RUN_BLOCKS_MAX;
 
 let sectors: u64 = 0;
+/** When the capacity became known, and whether the PC has been shown the disk. */
+let sizedMs: u32 = 0;
+let ready: bool = false;
 let blocks: u32 = 0;
 
 // The current request.
@@ -172,6 +178,7 @@ assert(NBD_REQUESTS_MAX == 16);
 /** At power-on, before anything else is called. */
 export function initVolume(): void {
   sectors = 0;
+  ready = false;
   blocks = 0;
   state = VolumeState.IDLE;
   operation = Operation.NONE;
@@ -181,6 +188,26 @@ export function initVolume(): void {
   for (let i: u32 = 0; i < LOADS_MAX; i++) loadOperation[i] = -1;
   connectionChecked = 0;
   requestMore = requestStalls = false;
+}
+
+/** May the PC be shown the disk? Its size must be known. And a card that was off learns first what others have changed, as long as
+ * the server may be about to say so: a PC that reads a part of its disk as it was and a part as it is has neither. */
+export function volumeReady(): bool {
+  return ready;
+}
+
+function becomeReady(): bool {
+  if (sectors == 0 || ready) return false;
+  const tried = nbdLosses() >= LEARN_ATTEMPTS || statistics.linkState == LinkState.REFUSED;
+  ready = tried || changesLearnt() || volumeReadyTimeoutMs() == 0;
+  return ready;
+}
+
+/** Milliseconds until the PC is shown the disk whatever the server says, 0xFFFFFFFF when that is not what is waited for. */
+export function volumeReadyTimeoutMs(): u32 {
+  if (sectors == 0 || ready) return 0xffffffff;
+  const waited = nowMs - sizedMs;
+  return waited >= LEARN_PATIENCE_MS ? 0 : LEARN_PATIENCE_MS - waited;
 }
 
 /** Capacity in sectors; 0 until the local store remembers it or the image server has told it. It never changes afterwards
@@ -267,6 +294,7 @@ export function volumeTimeoutMs(): u32 {
 /** Takes what has arrived and goes on. Returns true when anything moved. */
 export function volumeStep(): bool {
   let progressed = setCapacity();
+  if (!ready) progressed = becomeReady() || progressed;
   if (loadsActive > 0) progressed = finishLoads() || progressed;
   if (fetchesActive > 0) progressed = finishFetches() || progressed;
   if (state != VolumeState.PENDING) return progressed;
@@ -295,6 +323,7 @@ function setCapacity(): bool {
   if (known == 0 && !nbdUp()) return false;
   sectors = known != 0 ? known : exportSectors();
   if (sectors == 0) return false;
+  sizedMs = nowMs;
   blocks = <u32>((sectors + SECTORS_PER_BLOCK - 1) / SECTORS_PER_BLOCK);
   statistics.sectors = sectors;
   storeImageSectors(sectors);

@@ -107,6 +107,7 @@ export class InProcessCard implements Card {
     this.frontEnd.powerOn();
     this.#step();
     await this.#until(() => this.#started(), START_TIMEOUT_MS);
+    if (!this.#running) throw new Failure('the card has lost its power before it was ready');
     if (this.statistics().sectors > 0) return;
     const { linkState, storeState, storeError } = this.statistics();
     await this.stop(0);
@@ -147,6 +148,7 @@ export class InProcessCard implements Card {
     this.#network.closeAll();
     this.#file?.close();
     this.#file = null;
+    this.#waiting?.();
   }
 
   #started(): boolean {

@@ -10,6 +10,7 @@ import { loadFirmware } from '../../host/card/firmware.js';
 import { InProcessCard } from '../../host/card/in-process.js';
 import { DEFAULT_SETTINGS } from '../../host/card/settings.js';
 import type { StoreDevice } from '../../host/card/store.js';
+import { REAL_WORLD, type World } from '../../host/card/world.js';
 import { Cable } from '../../host/front-end/cable.js';
 import { AtaDriver } from '../../host/pc/ata-driver.js';
 import { ImageServer } from '../../host/server/server.js';
@@ -27,6 +28,13 @@ const POWER_ONS = 17;
 const LOSE_ALL: PowerCut = { kind: 'lose-all' };
 const KEEP_ALL: PowerCut = { kind: 'keep-all', sectors: 0 };
 const SUPERBLOCKS = 4;
+/** The time that a card without its server waits for it passes quickly. */
+const SPEED = 10;
+const FAST_WORLD: World = {
+  ...REAL_WORLD,
+  clockMs: () => Math.floor(performance.now() * SPEED) >>> 0,
+  after: (ms, callback) => REAL_WORLD.after(ms / SPEED, callback),
+};
 
 /** One for all cards: they are on one after the other. */
 const memory = new WebAssembly.Memory({ initial: MEMORY_SIZE / 65_536, maximum: MEMORY_SIZE / 65_536 });
@@ -85,6 +93,8 @@ class Pair {
 
   /** False when the power goes before the disk is there. */
   async powerOn(isReachable: boolean, device: StoreDevice = this.store): Promise<boolean> {
+    // What the PC was doing with the card that was on before must have come to its end: the next one has the same memory.
+    await new Promise<void>((resolve) => setImmediate(resolve));
     new Uint8Array(memory.buffer).fill(0);
     this.#cut = new Promise((resolve) => {
       this.#isCut = resolve;
@@ -97,10 +107,12 @@ class Pair {
       path: { address: { path: isReachable ? this.#path : `${this.#path}-gone` } },
       memory,
       store: device,
+      world: FAST_WORLD,
     });
     this.card.onLog = (level, line) => this.log.push(`${level} ${line}`);
-    this.driver = new AtaDriver(new Cable([this.card.frontEnd]));
-    const isOn = this.card.start().then(() => this.driver.open().then(() => true));
+    const driver = new AtaDriver(new Cable([this.card.frontEnd]));
+    this.driver = driver;
+    const isOn = this.card.start().then(() => driver.open().then(() => true));
     return this.#unlessCut(isOn, false);
   }
 
