@@ -62,10 +62,7 @@ test('the second start reads from the local store', async () => {
   assert.ok(first.statistics.bytesFromServer >= READ_SIZE);
   const second = await powerOnAndRead();
   assert.ok(second.data.equals(content.subarray(0, READ_SIZE)));
-  assert.ok(
-    second.statistics.bytesFromServer < READ_SIZE / 4,
-    `${second.statistics.bytesFromServer} bytes came again`,
-  );
+  assert.ok(second.statistics.bytesFromServer < READ_SIZE / 4, `${second.statistics.bytesFromServer} bytes came again`);
 });
 
 test('what an administrator has changed between two starts comes from the server, and only that', async () => {
