@@ -172,8 +172,7 @@ export class Checker implements StoreWatcher {
   #setImage(lba: number, number: number): void {
     this.#image[lba] = number;
     // What an administrator has changed after it was committed is not dirty, whichever of the two has the higher number.
-    const shadow = this.#shadow[lba];
-    this.#setDirty(lba, shadow > number && shadow > this.#position);
+    this.#setDirty(lba, this.#lags(lba) && this.#shadow[lba] > this.#position);
   }
 
   /** The link is up, or not. */
@@ -478,7 +477,14 @@ export class Checker implements StoreWatcher {
 
   #setShadow(lba: number, number: number): void {
     this.#shadow[lba] = number;
-    this.#setDirty(lba, number > this.#image[lba]);
+    this.#setDirty(lba, this.#lags(lba));
+  }
+
+  /** Has the PC written something there that is not in the newest generation? An administrator's change, which has a higher number than a
+   * write that had begun before it, never counts. */
+  #lags(lba: number): boolean {
+    const shadow = this.#shadow[lba];
+    return shadow > this.#image[lba] && this.#writes[shadow].administrator === 0;
   }
 
   #setDirty(lba: number, dirty: boolean): void {
@@ -613,7 +619,7 @@ export class Checker implements StoreWatcher {
         if (!isSector(words, i * WORDS, number, lba)) this.#failGeneration(generation, lba, words, i * WORDS);
         if (number === before) continue;
         this.#image[lba] = number;
-        this.#setDirty(lba, this.#shadow[lba] > number && !this.#isLoose(lba, this.#shadow[lba]));
+        this.#setDirty(lba, this.#lags(lba) && !this.#isLoose(lba, this.#shadow[lba]));
       }
     }
   }

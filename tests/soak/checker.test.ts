@@ -278,3 +278,20 @@ test('O2: the rest of a long write that was cut in two may come later, though th
   rig.commit({ write, lba: 0, count: 2000 });
   rig.commit({ write, lba: 2000, count: 2000 });
 });
+
+test('O4: a write that goes on top of what an administrator has changed under it has no lag when it is committed', () => {
+  const rig = new Rig('stored', true);
+  const write = rig.checker.begin(0, 8);
+  const number = rig.checker.administrate();
+  rig.checker.administrated(++rig.generation, number, new Map([[0, rig.sectors(number, 0, 8)]]));
+  rig.checker.connected(true);
+  rig.checker.learnt(rig.generation);
+  rig.checker.logged(write, rig.generation);
+  rig.commit({ write, lba: 0, count: 8 });
+  rig.checker.lag(0, 0, 0);
+  rig.checker.acknowledged(write);
+  rig.checker.lag(0, 0, 0);
+  rig.read(3, write);
+  rig.write(2, 1);
+  violates('O4', () => rig.checker.lag(0, 0, 0));
+});
