@@ -193,13 +193,10 @@ function superblockStep(): bool {
   superblockOperation = -1;
   if (state != OperationState.DONE) {
     superblockFailed();
-  } else if (sessionWanted) {
-    superblockState = SuperblockState.FLUSHING;
-    logWantOtherFlushed();
-  } else {
-    // The size alone can wait for the next flush.
-    superblockStored();
+    return true;
   }
+  superblockState = SuperblockState.FLUSHING;
+  logWantOtherFlushed();
   return true;
 }
 

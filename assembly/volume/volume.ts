@@ -315,12 +315,13 @@ function cannotWrite(): bool {
   return operation != Operation.READ && writeLogBroken();
 }
 
-/** Finds out how large the disk is: at once if the store remembers it, else from the server. */
+/** Finds out how large the disk is: at once if the store remembers it, else from the server. But what the PC writes has a generation below it: a
+ * card that has never heard of one has no disk before the store says of which it has, whatever becomes of its power. */
 function setCapacity(): bool {
   if (nbdUp() && nbdConnection() != connectionChecked) checkExport();
   if (sectors != 0 || !localStoreReady()) return false;
   const known = storedImageSectors();
-  if (known == 0 && !nbdUp()) return false;
+  if (known == 0 && !changesLearnt()) return false;
   sectors = known != 0 ? known : exportSectors();
   if (sectors == 0) return false;
   sizedMs = nowMs;

@@ -7,6 +7,10 @@ import type { CardStatistics } from './statistics.js';
 export type LogLevel = 'error' | 'warning' | 'info' | 'debug';
 export const LOG_LEVELS: readonly LogLevel[] = ['error', 'warning', 'info', 'debug'];
 
+/** A connected card that shows no capacity for this long has an image without a sector: others are known as soon as the card has learnt of
+ * the image's generation, which takes its local store a flush. */
+export const EMPTY_IMAGE_MS = 5000;
+
 export interface Card {
   readonly frontEnd: FrontEnd;
   /** One line of the firmware's or the runtime's log. */

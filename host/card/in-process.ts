@@ -6,7 +6,7 @@
 import { Failure } from '../failure.js';
 import { FrontEnd } from '../front-end/front-end.js';
 import { acceleratorImports } from './accelerators.js';
-import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
+import { type Card, EMPTY_IMAGE_MS, LOG_LEVELS, type LogLevel } from './card.js';
 import { crc32c } from './crc32c.js';
 import type { NetworkPath } from './network.js';
 import {
@@ -106,7 +106,10 @@ export class InProcessCard implements Card {
     this.#running = true;
     this.frontEnd.powerOn();
     this.#step();
-    await this.#until(() => this.#started(), START_TIMEOUT_MS);
+    const isUp = (): boolean => this.statistics().linkState === 'up' && this.statistics().storeState !== 'starting';
+    await this.#until(() => this.#started() || isUp(), START_TIMEOUT_MS);
+    // The card learns before it has a disk: an image without a sector is one that stays without.
+    if (this.#running && !this.#started()) await this.#until(() => this.#started(), EMPTY_IMAGE_MS);
     if (!this.#running) throw new Failure('the card has lost its power before it was ready');
     if (this.statistics().sectors > 0) return;
     const { linkState, storeState, storeError } = this.statistics();
@@ -154,7 +157,7 @@ export class InProcessCard implements Card {
   #started(): boolean {
     const { sectors, linkState, storeState } = this.statistics();
     if (storeState === 'starting') return false;
-    return sectors > 0 || storeState === 'refused' || linkState === 'refused' || linkState === 'up';
+    return sectors > 0 || storeState === 'refused' || linkState === 'refused';
   }
 
   /** Resolves when `condition` holds after a step, or at the time-out. */

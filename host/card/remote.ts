@@ -9,7 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Failure } from '../failure.js';
 import type { FrontEnd } from '../front-end/front-end.js';
-import { type Card, LOG_LEVELS, type LogLevel } from './card.js';
+import { type Card, EMPTY_IMAGE_MS, LOG_LEVELS, type LogLevel } from './card.js';
 import { FrontEndLink, readSharedMemoryHead, type SharedMemoryHead } from './front-end-link.js';
 import type { NetworkPath } from './network.js';
 import { type AcknowledgementPoint, type CardSettings, CONTROL_OFFSET, encodeControl } from './settings.js';
@@ -26,8 +26,6 @@ const LOOK_INTERVAL_MS = 20;
 const SETTLE_MS = 500;
 /** A process that has been asked to end, and has nothing more to do, is killed after this. */
 const END_TIMEOUT_MS = 5_000;
-/** A connected card that shows no capacity for this long has an image without a sector. */
-const EMPTY_IMAGE_MS = 1000;
 
 export interface RemoteCardOptions {
   /** The firmware file, as built: build/firmware/firmware.wasm. */

@@ -270,3 +270,43 @@ describe('a card that has lost the answer to a commit', () => {
       assert.ok(pair.log.some((line) => line.startsWith('error') && line.includes('superblock')));
     }));
 });
+
+/** The first life ends at operation `at` of the store, and another without the server follows. True when the first ended by itself. */
+async function meet(pair: Pair, at: number, how: PowerCut): Promise<boolean> {
+  pair.store.cutAt = at;
+  if (await pair.powerOn(true)) await pair.drain();
+  const isOver = pair.store.operations < at;
+  pair.store.cutAt = Number.POSITIVE_INFINITY;
+  pair.powerOff();
+  pair.store.powerCut(how);
+  const isOn = pair.powerOn(false).catch(() => false);
+  while (pair.card.statistics().storeState === 'starting') await new Promise((done) => void setTimeout(done, 1));
+  // The disk is there if its size is known, and then there must be a generation below what is written to it.
+  const wrote = pair.card.statistics().sectors > 0 && (await isOn) && (await pair.write(2, at));
+  pair.powerOff();
+  await isOn;
+  pair.store.powerCut(LOSE_ALL);
+  await pair.comeBack();
+  if (wrote) assert.equal(await readValue(pair.server, 'disk', 2), at, `cut at operation ${at}`);
+  if (isOver) assert.ok(wrote, 'a card that has met its server has a disk without it');
+  return isOver;
+}
+
+describe('a card that loses its power while it meets its server for the first time', () => {
+  const cuts: PowerCut[] = [LOSE_ALL, KEEP_ALL, { kind: 'keep-some', blocks: (block) => block < SUPERBLOCKS }];
+  for (const how of cuts) {
+    it(`is known when it comes back, with what it wrote without its server before, ${how.kind}`, async () => {
+      const folder = await mkdtemp(join(tmpdir(), 'ribbon-first-'));
+      for (let at = 1, isOver = false; !isOver; at++) {
+        const pair = new Pair(folder);
+        await pair.open();
+        try {
+          isOver = await meet(pair, at, how);
+        } finally {
+          await pair.close();
+        }
+      }
+      await rm(folder, { recursive: true });
+    });
+  }
+});
