@@ -19,10 +19,14 @@ import { StoreState, statistics } from '../statistics';
 import {
   addRowFlags,
   initTable,
+  ROW_LIVE,
   ROW_LOST,
+  removeRowFlags,
   rowChecksum,
   rowDirty,
+  rowIs,
   rowKey,
+  rowValid,
   setRowDirty,
   setRowValid,
   tableFind,
@@ -247,7 +251,20 @@ export function storeCheckRead(row: u32, address: usize, readable: bool): bool {
   return false;
 }
 
-/** The image server has the block's sectors as they are here. */
+/** The image server has the block's sectors: what the store has lost of them can be had again. */
 export function storeSetCommitted(row: u32): void {
   setRowDirty(row, 0);
+  if (!rowIs(row, ROW_LOST)) return;
+  removeRowFlags(row, ROW_LOST);
+  if (rowIs(row, ROW_LIVE) && rowValid(row) == 0) tableRemove(rowKey(row));
+}
+
+/** The server has the block as it was in a row that the store had lost. `later`: the next uncommitted copy. True when that was called
+ * lost because of the other alone: it is not any more. False when it is whole, or lost itself: copies behind it have nothing to do with
+ * the first. */
+export function storeLiftLoss(later: u32): bool {
+  // Whoever has inherited the loss has all of its own dirty sectors; who has lost its data has none.
+  if (!rowIs(later, ROW_LOST) || (rowDirty(later) & ~rowValid(later)) != 0) return false;
+  removeRowFlags(later, ROW_LOST);
+  return true;
 }

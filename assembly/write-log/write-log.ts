@@ -37,7 +37,7 @@ import {
   SEGMENT_BLOCKS,
   SEGMENT_RECORD_BLOCKS,
 } from '../local-store/format';
-import { localStoreReady, storeSessionUsed, storeSetCommitted } from '../local-store/local-store';
+import { localStoreReady, storeLiftLoss, storeSessionUsed, storeSetCommitted } from '../local-store/local-store';
 import { mergeActive, mergePossible, mergeStart, SEGMENTS_RESERVED } from '../local-store/reclaim';
 import {
   firstRecord,
@@ -594,7 +594,27 @@ function release(): void {
 function commitRow(row: u32): void {
   if (rowDirty(row) == 0) return;
   if (rowIs(row, ROW_LIVE)) statistics.storeBlocksDirty -= 1;
+  if (rowIs(row, ROW_LOST) && !rowIs(row, ROW_LIVE)) liftLoss(row);
   storeSetCommitted(row);
+}
+
+/** The store had lost the block at `lost` when the server had it already, or was about to: the PC's writes in part of the block that came before
+ * that was known say that the rest is lost. */
+function liftLoss(lost: u32): void {
+  let sequence = headSequence;
+  let header = headRow;
+  while (sequence < logNextSequence()) {
+    header = settled(header);
+    const end = rowAfter(header);
+    const first = max(header, sequence == headSequence ? lost : header) + 1;
+    if (needsServer(header)) {
+      for (let row = first; row < end; row++) {
+        if (rowKey(row) == rowKey(lost) && !storeLiftLoss(row)) return;
+      }
+    }
+    header = end;
+    sequence += 1;
+  }
 }
 
 /** Nothing is dirty: everything is committed, FILL and MARK records as well. */

@@ -7,15 +7,15 @@ import type { CardSettings } from '../../host/card/settings.js';
 import type { StoreError } from '../../host/card/statistics.js';
 import { StoreLog } from '../../host/local-store/read-store.js';
 import { SimulatedStore } from '../../host/simulation/simulated-store.js';
-import { StoreRig } from './rig.js';
+import { type RigOptions, StoreRig } from './rig.js';
 
 const LOG_START = 16;
 const SEGMENT = 256;
 const SUPERBLOCKS = [0, 1, 2, 3];
 
 /** A card that has been off properly: `dirty` writes are not with the server. */
-function usedRig(dirty: number, settings: Partial<CardSettings> = {}): StoreRig {
-  const rig = new StoreRig({ settings });
+function usedRig(dirty: number, settings: Partial<CardSettings> = {}, options: RigOptions = {}): StoreRig {
+  const rig = new StoreRig({ settings, ...options });
   rig.powerOn();
   for (let i = 0; i < 30; i++) rig.write(i * 20, 9);
   rig.drain();
@@ -25,6 +25,26 @@ function usedRig(dirty: number, settings: Partial<CardSettings> = {}): StoreRig 
   rig.powerOff();
   rig.store.powerCut({ kind: 'keep-all', sectors: 0 });
   return rig;
+}
+
+/** A card that has sent nine writes, of a block each from lba 0 on: the server has just committed them, and the answer is on its way. Its RAM
+ * holds none of them. */
+function committedRig(): StoreRig {
+  const rig = usedRig(9, {}, { latencyMs: 500, sectors: 10_000, memorySize: 8 << 20 });
+  rig.setReachable(true);
+  rig.powerOn();
+  rig.until(() => rig.generation === 39);
+  return rig;
+}
+
+/** Where the header of the `nth` last write lies. */
+function newestWrite(rig: StoreRig, nth = 1): number {
+  return findRecords(rig.store, 1, nth)[0];
+}
+
+/** The first block of that record is not what it was any more. */
+function loseBlock(rig: StoreRig, header: number): void {
+  rig.store.tamper(header + 1, (data) => data.fill(1, 7, 9));
 }
 
 function sealSuperblock(data: Uint8Array): void {
@@ -244,6 +264,42 @@ describe('bad local stores', () => {
     rig.write(32, 8);
     rig.drain();
     assert.equal(rig.generation, 32, 'once it is written again everything is sent');
+  });
+
+  for (const writes of [0, 1, 2]) {
+    it(`what the store lost is not lost any more when the server has it, with ${writes} writes in the block meanwhile`, () => {
+      const rig = committedRig();
+      loseBlock(rig, newestWrite(rig, 4));
+      const { failed, error } = rig.read(5 * 8, 8);
+      assert.deepEqual(
+        { failed, error },
+        { failed: true, error: 0x40 },
+        'the card has not heard yet that the server has it',
+      );
+      for (let i = 0; i < writes; i++) assert.equal(rig.write(5 * 8 + 2 * i, 2).failed, false);
+      rig.drain();
+      assert.equal(rig.checkView(), 39 + writes);
+    });
+  }
+
+  it('what the store lost of a later write of the block stays lost', () => {
+    const rig = committedRig();
+    loseBlock(rig, newestWrite(rig, 4));
+    assert.equal(rig.read(5 * 8, 8).failed, true);
+    rig.write(5 * 8, 2);
+    const later = newestWrite(rig);
+    // Out of the RAM cache with it.
+    for (let lba = 512; lba < 9728; lba += 512) rig.write(lba, 512);
+    loseBlock(rig, later);
+    assert.equal(rig.read(5 * 8, 2).failed, true);
+    rig.write(5 * 8 + 2, 2);
+    assert.equal(rig.card.statistics().epochsCommitted, 0, 'all that before the card has heard');
+    rig.pass(30_000);
+    assert.equal(rig.generation, 39);
+    assert.equal(rig.read(5 * 8, 2).failed, true);
+    // Until all of it is written again.
+    rig.write(5 * 8, 8);
+    rig.drain();
   });
 
   it('a torn record that the loss of what took its place brings to light again does not count', () => {
