@@ -188,11 +188,11 @@ export class Checker implements StoreWatcher {
       if (change.learnt || change.generation > generation) continue;
       change.learnt = true;
       this.#world.trace('checker', `the card has learnt of generation ${change.generation}`);
-      for (const lba of change.before.keys()) this.#learn(lba, change.number, change.generation);
+      for (const lba of change.before.keys()) this.#learn(lba, change);
     }
   }
 
-  #learn(lba: number, number: number, generation: number): void {
+  #learn(lba: number, { number, generation, before }: Change): void {
     const shadow = this.#shadow[lba];
     const write = this.#writes[shadow];
     const isOpen = shadow > this.#position && write.administrator === 0;
@@ -206,7 +206,9 @@ export class Checker implements StoreWatcher {
     // Written after the card had looked at it.
     if (isOpen) return;
     // What may have been done before has been committed before, or has not been done.
-    const maybe = this.#maybe.get(lba)?.filter((it) => it > this.#position) ?? [];
+    const held = before.get(lba)!;
+    const settled = Math.max(this.#position, this.#writes[held].administrator === 0 ? held : 0);
+    const maybe = this.#maybe.get(lba)?.filter((it) => it > settled) ?? [];
     if (maybe.length > 0) this.#maybe.set(lba, maybe);
     else this.#maybe.delete(lba);
     if (!this.#lately.has(lba)) this.#lately.set(lba, shadow);
@@ -572,7 +574,7 @@ export class Checker implements StoreWatcher {
       const lba = write.lba + i;
       // A later command of this generation has overwritten it.
       if (this.#mark[lba] === this.#markNumber) continue;
-      if (this.#commandIn(changed, lba) !== write.number) {
+      if (this.#writtenIn(changed, lba) !== write.number) {
         missing = Math.min(missing, i);
         continue;
       }
@@ -602,6 +604,16 @@ export class Checker implements StoreWatcher {
     const block = changed.get(Math.floor(lba / BLOCK_SECTORS));
     if (block === undefined) return this.#image[lba];
     return commandOf(wordsOf(block), (lba % BLOCK_SECTORS) * WORDS, lba);
+  }
+
+  /** The command of the PC that has written the sector, whatever administrators have made of it since. */
+  #writtenIn(changed: Blocks, lba: number): number {
+    let number = this.#commandIn(changed, lba);
+    if (number !== this.#image[lba]) return number;
+    for (let i = this.#changes.length - 1; i >= 0; i--) {
+      if (this.#changes[i].number === number) number = this.#changes[i].before.get(lba) ?? number;
+    }
+    return number;
   }
 
   /** Every sector that changed is what a command wrote that belongs there; every other is as before. */

@@ -295,3 +295,20 @@ test('O4: a write that goes on top of what an administrator has changed under it
   rig.write(2, 1);
   violates('O4', () => rig.checker.lag(0, 0, 0));
 });
+
+test('O2: the rest of a write that was cut short may come when an administrator has changed some of it', () => {
+  const rig = new Rig('stored', true);
+  const write = rig.checker.begin(0, 24);
+  rig.checker.abandoned(write);
+  rig.commit({ write, lba: 0, count: 16 });
+  const number = rig.checker.administrate();
+  rig.checker.administrated(++rig.generation, number, new Map([[1, rig.sectors(number, 8, 8)]]));
+  rig.image.fill(number, 8, 16);
+  rig.checker.connected(true);
+  rig.checker.learnt(rig.generation);
+  rig.checker.commandBegins();
+  rig.read(8, number);
+  const next = rig.write(100, 1);
+  rig.commit({ write: next, lba: 100, count: 1 });
+  violates('O2', () => rig.commit({ write, lba: 16, count: 8 }));
+});
