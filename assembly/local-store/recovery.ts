@@ -182,6 +182,8 @@ let markSequence: u64 = 0;
 let dirtyRecords: u32 = 0;
 let dirtyBlocks: u32 = 0;
 let dirtySectors: u64 = 0;
+/** When the oldest of them was written, as far as the log says. */
+let madeMs: u32 = 0;
 /** The last record that was merged, 0 when none was: an epoch must not end before it. */
 let mergedTo: u64 = 0;
 
@@ -217,6 +219,11 @@ export function recoveredDirtyBlocks(): u32 {
 
 export function recoveredDirtySectors(): u64 {
   return dirtySectors;
+}
+
+/** clock_ms() at which the oldest of that was written. */
+export function recoveredSinceMs(): u32 {
+  return madeMs;
 }
 
 export function recoveredMergedTo(): u64 {
@@ -717,7 +724,7 @@ function voidRange(from: u64, to: u64): void {
 function enterAll(): void {
   dirtyRecords = dirtyBlocks = 0;
   dirtySectors = mergedTo = 0;
-  const madeMs = clock_ms() - replayLagMs;
+  madeMs = clock_ms() - replayLagMs;
   for (let more = walkStart(); more; more = walkNext()) {
     if (rowIs(walkRow, ROW_VOID)) continue;
     if (forgets()) continue;

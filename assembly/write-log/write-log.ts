@@ -66,6 +66,7 @@ import {
   recoveredDirtyRecords,
   recoveredDirtySectors,
   recoveredMergedTo,
+  recoveredSinceMs,
 } from '../local-store/recovery';
 import { CONTROL } from '../memory-map';
 import { MUTANT, Mutant } from '../mutant';
@@ -184,6 +185,7 @@ function start(): void {
   dirtyRecords = recoveredDirtyRecords();
   statistics.storeBlocksDirty = recoveredDirtyBlocks();
   statistics.lagBytes = recoveredDirtySectors() * SECTOR_SIZE;
+  statistics.lagSinceMs = recoveredSinceMs();
   // Cover whatever the server may have committed before the power was lost.
   if (MUTANT != Mutant.SHORT_FIRST_EPOCH) epochFloor = logNextSequence();
   // What was merged is one epoch, whatever the server says to have committed.
