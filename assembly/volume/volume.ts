@@ -660,7 +660,11 @@ function write(): bool {
     requestStalls = requestStalls || writeLogFull();
     return false;
   }
-  if (requestStalls) stalledMs += nowMs - requestStartedMs;
+  if (requestStalls) {
+    stalledMs += nowMs - requestStartedMs;
+    // Not twice: what it still waits for counts from here on.
+    requestStartedMs = nowMs;
+  }
   requestStalls = false;
   operation = Operation.WRITE;
   for (let i: u32 = 0; i < appendedBlocks(); i++) updateCache(i);

@@ -37,6 +37,8 @@ describe('local store', () => {
     const rig = new StoreRig({ storeMs: 3 });
     rig.powerOn();
     rig.drain();
+    // The superblock with the size of the image.
+    rig.pass(100);
     for (let i = 0; i < 8; i++) {
       const before = rig.card.statistics().storeFlushes;
       // 512 KiB: four pieces, and every other one begins a segment of the log on its way.
@@ -114,6 +116,36 @@ describe('local store', () => {
     assert.equal(rig.read(0, 20_000).failed, true);
     // 20 s for all of its pieces together, and a piece that was on its way; the PC gives up after 30.
     assert.ok(rig.world.nowMs - startedMs < 25_000, `${rig.world.nowMs - startedMs} ms`);
+  });
+
+  it('the time that a write waits for room in the log counts once', () => {
+    const rig = new StoreRig({ sectors: 40_000, storeMs: 3, settings: { writeStallTimeoutMs: 40_000 } });
+    rig.powerOn();
+    rig.drain();
+    rig.setReachable(false);
+    for (let lba = 0; !rig.busy; lba += 256) {
+      assert.ok(lba < 40_000, 'the log is never full');
+      rig.startWrite(lba, 256);
+      rig.pass(200);
+    }
+    // The card tries every 10 s.
+    rig.world.after(22_000, () => rig.setReachable(true));
+    assert.equal(rig.end().failed, false);
+  });
+
+  it('the age of what is not committed is known after a power-on, with a log that was merged', () => {
+    const rig = new StoreRig();
+    rig.powerOn();
+    rig.drain();
+    rig.pass(600_000);
+    rig.setReachable(false);
+    const startedMs = rig.world.nowMs;
+    while (rig.card.statistics().merges === 0) assert.equal(rig.write(0, 512).failed, false);
+    rig.powerOff();
+    rig.store.powerCut({ kind: 'keep-all', sectors: 0 });
+    rig.powerOn();
+    assert.ok(rig.card.statistics().lagBytes > 0);
+    assert.ok(rig.card.statistics().lagMs <= rig.world.nowMs - startedMs, `${rig.card.statistics().lagMs} ms`);
   });
 
   it('with the write cache off the write and the flush at its end share the time that a PC waits', () => {
