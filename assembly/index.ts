@@ -11,7 +11,7 @@ import { LogLevel, logEnd, logText, logValue } from './log';
 import { initNbd, nbdStep, nbdTimeoutMs } from './nbd/client';
 import { readSettings, SettingsError } from './settings';
 import { initStatistics } from './statistics';
-import { initVolume, volumeReadyTimeoutMs, volumeStep, volumeTimeoutMs } from './volume/volume';
+import { initVolume, volumeGiveUp, volumeReadyTimeoutMs, volumeStep, volumeTimeoutMs } from './volume/volume';
 import { initWriteLog, WRITE_LOG_SIZE, writeLogStep, writeLogTimeoutMs } from './write-log/write-log';
 
 export enum InitError {
@@ -66,8 +66,19 @@ function note(moved: bool): void {
  *
  * The order of a round is part of how things are put together: what a part asks of one that comes later in the round need not count
  * as a move, so a round ends where it began. Unless it has only given the PC its answer, the usual case: an answer changes
- * nothing for those below the volume, and the volume has done all it could when it was asked for the answer. */
+ * nothing for those below the volume, and the volume has done all it could when it was asked for the answer. A command is given up
+ * only when all that has arrived is looked at: its end may be among it. */
 export function step(): u32 {
+  do {
+    run();
+  } while (volumeGiveUp());
+  countLocalStore();
+  const above = min(ataTimeoutMs(), volumeTimeoutMs());
+  const below = min(writeLogTimeoutMs(), fillTimeoutMs());
+  return min(min(above, below), min(volumeReadyTimeoutMs(), nbdTimeoutMs()));
+}
+
+function run(): void {
   quiet = 0;
   do {
     readClock();
@@ -79,8 +90,4 @@ export function step(): u32 {
     note(localStoreStep());
     note(nbdStep());
   } while (quiet < PARTS);
-  countLocalStore();
-  const above = min(ataTimeoutMs(), volumeTimeoutMs());
-  const below = min(writeLogTimeoutMs(), fillTimeoutMs());
-  return min(min(above, below), min(volumeReadyTimeoutMs(), nbdTimeoutMs()));
 }

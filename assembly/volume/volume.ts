@@ -307,8 +307,12 @@ export function volumeStep(): bool {
   } else {
     progressed = acknowledge() || progressed;
   }
-  if (state == VolumeState.PENDING && (volumeTimeoutMs() == 0 || cannotWrite())) progressed = timeOut();
   return progressed;
+}
+
+/** Ends a request that has waited too long, or waits for what will never be. True when there was one. */
+export function volumeGiveUp(): bool {
+  return state == VolumeState.PENDING && (volumeTimeoutMs() == 0 || cannotWrite()) && timeOut();
 }
 
 function cannotWrite(): bool {

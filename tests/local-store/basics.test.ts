@@ -133,6 +133,18 @@ describe('local store', () => {
     assert.equal(rig.end().failed, false);
   });
 
+  it('a write is not given up in the moment in which the answer that it waits for has come', () => {
+    const rig = new StoreRig({ latencyMs: 500, settings: { acknowledgementPoint: 'remote-stored' } });
+    rig.powerOn();
+    rig.drain();
+    rig.startWrite(0, 8);
+    rig.until(() => rig.generation === 1);
+    // The card's processor was stopped a while.
+    const clockMs = rig.world.clockMs.bind(rig.world);
+    rig.world.clockMs = () => clockMs() + 30_000;
+    assert.equal(rig.end().failed, false);
+  });
+
   it('the age of what is not committed is known after a power-on, with a log that was merged', () => {
     const rig = new StoreRig();
     rig.powerOn();
