@@ -1,7 +1,8 @@
 // Packs: append-only files of groups; a group holds up to 16 blobs (blocks or tree nodes), compressed together when that helps.
 //
 // Reading is by location. A raw blob is one read of its own bytes; a compressed group is decoded whole and kept in a bounded cache.
-// A blob's hash is checked when its location is first used (checkBlob) and a group's CRC-32 whenever it is decoded.
+// A raw blob's hash (checkBlob), or the CRC-32 of its whole group (checkedHashes), is checked when it is first read; that of a compressed
+// group whenever it is decoded.
 
 import crypto from 'node:crypto';
 import zlib from 'node:zlib';
