@@ -70,8 +70,8 @@ export async function fetchBoardDependency(root: string, name: string): Promise<
   }
   const target = join(root, 'build', 'deps', name);
   const pin = source.kind === 'npm' ? source.integrity : source.sha256;
-  const pinFile = join(target, 'PIN');
-  if ((await readFile(pinFile, 'utf8').catch(() => '')) === pin) return target;
+  const isThere = async (): Promise<boolean> => (await readFile(join(target, 'PIN'), 'utf8').catch(() => '')) === pin;
+  if (await isThere()) return target;
 
   const scratch = await mkdtemp(join(tmpdir(), 'ribbon-deps-'));
   try {
@@ -80,13 +80,20 @@ export async function fetchBoardDependency(root: string, name: string): Promise<
     if (source.kind === 'npm') await fetchNpm(source, scratch, unpacked);
     else await fetchDebian(source, scratch, unpacked);
     await writeFile(join(unpacked, 'PIN'), pin);
-    await rm(target, { recursive: true, force: true });
     await mkdir(join(root, 'build', 'deps'), { recursive: true });
     // Copy beside the target, then rename: an interrupted run leaves no half-filled folder under the final name.
-    const partial = `${target}.partial`;
-    await rm(partial, { recursive: true, force: true });
+    const partial = `${target}.${process.pid}`;
     await cp(unpacked, partial, { recursive: true });
-    await rename(partial, target);
+    try {
+      // Another process may have been quicker, and may be at work with it already.
+      if (await isThere()) return target;
+      await rm(target, { recursive: true, force: true });
+      await rename(partial, target).catch(async (error: unknown) => {
+        if (!(await isThere())) throw error;
+      });
+    } finally {
+      await rm(partial, { recursive: true, force: true });
+    }
   } finally {
     await rm(scratch, { recursive: true, force: true });
   }

@@ -107,10 +107,15 @@ export class InProcessCard implements Card {
     this.frontEnd.powerOn();
     this.#step();
     const isUp = (): boolean => this.statistics().linkState === 'up' && this.statistics().storeState !== 'starting';
-    await this.#until(() => this.#started() || isUp(), START_TIMEOUT_MS);
+    let hasStarted = false;
+    const started = (): boolean => {
+      hasStarted = hasStarted || this.#started();
+      return hasStarted;
+    };
+    await this.#until(() => started() || isUp(), START_TIMEOUT_MS);
     // The card learns before it has a disk: an image without a sector is one that stays without.
-    if (this.#running && !this.#started()) await this.#until(() => this.#started(), EMPTY_IMAGE_MS);
-    if (!this.#running) throw new Failure('the card has lost its power before it was ready');
+    if (this.#running && !started()) await this.#until(started, EMPTY_IMAGE_MS);
+    if (!this.#running && !hasStarted) throw new Failure('the card has lost its power before it was ready');
     if (this.statistics().sectors > 0) return;
     const { linkState, storeState, storeError } = this.statistics();
     await this.stop(0);
