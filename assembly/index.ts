@@ -11,7 +11,7 @@ import { LogLevel, logEnd, logText, logValue } from './log';
 import { initNbd, nbdStep, nbdTimeoutMs } from './nbd/client';
 import { readSettings, SettingsError } from './settings';
 import { initStatistics } from './statistics';
-import { initVolume, volumeGiveUp, volumeReadyTimeoutMs, volumeStep, volumeTimeoutMs } from './volume/volume';
+import { initVolume, volumeGiveUp, volumeStep, volumeTimeoutMs } from './volume/volume';
 import { initWriteLog, WRITE_LOG_SIZE, writeLogStep, writeLogTimeoutMs } from './write-log/write-log';
 
 export enum InitError {
@@ -75,7 +75,7 @@ export function step(): u32 {
   countLocalStore();
   const above = min(ataTimeoutMs(), volumeTimeoutMs());
   const below = min(writeLogTimeoutMs(), fillTimeoutMs());
-  return min(min(above, below), min(volumeReadyTimeoutMs(), nbdTimeoutMs()));
+  return min(min(above, below), nbdTimeoutMs());
 }
 
 function run(): void {

@@ -199,13 +199,13 @@ export function volumeReady(): bool {
 function becomeReady(): bool {
   if (sectors == 0 || ready) return false;
   const tried = nbdLosses() >= LEARN_ATTEMPTS || statistics.linkState == LinkState.REFUSED;
-  ready = tried || changesLearnt() || volumeReadyTimeoutMs() == 0;
+  ready = tried || changesLearnt() || readyTimeoutMs() == 0;
   return ready;
 }
 
-/** Milliseconds until the PC is shown the disk whatever the server says, 0xFFFFFFFF when that is not what is waited for. */
-export function volumeReadyTimeoutMs(): u32 {
-  if (sectors == 0 || ready) return 0xffffffff;
+/** Milliseconds until the PC is shown the disk whatever the server says. */
+function readyTimeoutMs(): u32 {
+  if (sectors == 0) return 0xffffffff;
   const waited = nowMs - sizedMs;
   return waited >= LEARN_PATIENCE_MS ? 0 : LEARN_PATIENCE_MS - waited;
 }
@@ -279,10 +279,11 @@ export function volumePrefetch(lba: u64, count: u32): void {
   bring(<u32>lba / SECTORS_PER_BLOCK, lastBlock(<u32>lba, <u32>(end - lba)) + 1);
 }
 
-/** Milliseconds until the current request times out, 0xFFFFFFFF when there is none. A server that moves bytes is waited for;
+/** Milliseconds until the current request times out, or the PC is shown the disk, 0xFFFFFFFF when neither is waited for. A server that moves bytes is waited for;
  * one that has gone silent is out of reach, whether or not the connection has noticed. */
 export function volumeTimeoutMs(): u32 {
-  if (state != VolumeState.PENDING || MUTANT == Mutant.NO_TIME_OUT) return 0xffffffff;
+  if (state != VolumeState.PENDING) return ready ? 0xffffffff : readyTimeoutMs();
+  if (MUTANT == Mutant.NO_TIME_OUT) return 0xffffffff;
   const isRead = operation == Operation.READ;
   let waited = nowMs - requestStartedMs;
   if (isRead && nbdUp()) waited = min(waited, nbdSilentMs());

@@ -191,8 +191,6 @@ function start(): void {
   // What was merged is one epoch, whatever the server says to have committed.
   if (MUTANT != Mutant.FORGET_MERGE_RULE && recoveredMergedTo() > 0) mergeFloor = recoveredMergedTo() + 1;
   skipClean();
-  // Recovered records are all as old as the oldest of them is known to be.
-  if (statistics.lagBytes > 0) statistics.lagSinceMs = rowChecksum(headRow);
   appendAfter(logNextSequence() - 1);
   senderReset(headSequence, headRow);
 }
