@@ -14,6 +14,7 @@ import { type ListenAddress, nbdUri } from './listen.js';
 import { printable } from './nbd-negotiation.js';
 import { NbdSession, type Transport } from './nbd-session.js';
 import { RateLimit } from './rate.js';
+import { answer } from './stay-awake.js';
 
 export type LogLevel = 'info' | 'warn' | 'error';
 export type Log = (level: LogLevel, message: string) => void;
@@ -176,7 +177,7 @@ export class Connection {
     const onread = {
       // Asked for after every read: where the next bytes go is the session's decision.
       buffer: () => this.session?.buffer() ?? SCRATCH,
-      callback: (count: number, buffer: Uint8Array): boolean => this.received(count, buffer),
+      callback: (count: number, buffer: Uint8Array): boolean => answer(() => this.received(count, buffer)),
     };
     const options = { handle, onread, allowHalfOpen: true, manualStart: true } as unknown as net.SocketConstructorOpts;
     const socket = new net.Socket(options);
@@ -342,7 +343,7 @@ export class Connection {
     inner.on('end', () => this.inputEnded());
     inner.on('data', (bytes: Buffer) => {
       this.options.byteRates?.spend(this.client, bytes.length);
-      this.deliver(bytes);
+      answer(() => this.deliver(bytes));
       if (this.left !== null) inner.pause();
     });
   }
