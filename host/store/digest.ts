@@ -5,9 +5,9 @@
 
 import type { BlockSource } from './block-source.js';
 import type { RangeCollector } from './changes.js';
-import type { Location } from './index.js';
+import { GroupWriter } from './group-writer.js';
 import { emptyBatch, type IndexBatch } from './index.js';
-import { type Blob, GROUP_BLOBS, sha256 } from './pack.js';
+import { sha256 } from './pack.js';
 import { BLOCK_SIZE, encodeNode, FANOUT, isZeroBlock, isZeroHash, type Nodes, ZERO_HASH } from './tree.js';
 
 /** Lets other work of the process go first. */
@@ -15,8 +15,6 @@ export type Pause = () => Promise<void>;
 
 /** Blocks hashed between two pauses: 32 * 2.5 us. */
 const SLICE = 32;
-/** Groups being compressed at once. */
-const PACKING_MAX = 4;
 
 export interface BlobStatistics {
   blocks: number;
@@ -28,16 +26,17 @@ export interface BlobStatistics {
 export class BlobWriter {
   readonly batch: IndexBatch = emptyBatch();
   private readonly seen = new Set<string>();
-  private blocks: Blob[] = [];
-  private nodeBlobs: Blob[] = [];
-  private readonly packing = new Set<Promise<void>>();
-  private failure: unknown = null;
+  private readonly groups: GroupWriter;
 
   constructor(
     private readonly nodes: Nodes,
     private readonly onReuse: (hash: Buffer) => void,
     private readonly statistics: BlobStatistics,
-  ) {}
+  ) {
+    this.groups = new GroupWriter(nodes.packs, (blobs, locations) => {
+      for (const [index, blob] of blobs.entries()) this.batch.blobs.push([blob.hash, locations[index]]);
+    });
+  }
 
   /** Stores a block or node unless the store has it. `bytes` is kept: it must not change. */
   add(hash: Buffer, bytes: () => Buffer, node: boolean): void {
@@ -51,57 +50,20 @@ export class BlobWriter {
     const blob = { hash, bytes: bytes() };
     this.statistics.newBlobs++;
     this.statistics.newBytes += blob.bytes.length;
-    if (node) {
-      this.nodes.fresh.set(key, blob.bytes);
-      this.nodeBlobs.push(blob);
-      if (this.nodeBlobs.length === GROUP_BLOBS) this.flushNodes();
-    } else {
-      this.blocks.push(blob);
-      if (this.blocks.length === GROUP_BLOBS) this.flushBlocks();
-    }
+    if (node) this.nodes.fresh.set(key, blob.bytes);
+    this.groups.add(blob, node);
   }
 
   /** Waits while too much is being compressed. */
-  async room(): Promise<void> {
-    while (this.packing.size >= PACKING_MAX) await Promise.race(this.packing);
-    if (this.failure !== null) throw this.failure;
+  room(): Promise<void> {
+    return this.groups.room();
   }
 
   /** Everything is in the packs, durable; the batch holds the locations. */
   async finish(): Promise<void> {
-    this.flushBlocks();
-    await Promise.all(this.packing);
-    if (this.failure !== null) throw this.failure;
-    this.flushNodes();
+    await this.groups.finish();
     // Where this disk is a cache, that has time until the packs are somewhere else.
     if (!this.nodes.packs.isCache) await this.nodes.packs.sync();
-  }
-
-  private flushNodes(): void {
-    const blobs = this.nodeBlobs;
-    if (blobs.length === 0) return;
-    this.nodeBlobs = [];
-    this.write(blobs, Buffer.concat(blobs.map((blob) => blob.bytes)), null, true);
-  }
-
-  private flushBlocks(): void {
-    const blobs = this.blocks;
-    if (blobs.length === 0) return;
-    this.blocks = [];
-    const payload = Buffer.concat(blobs.map((blob) => blob.bytes));
-    const job: Promise<void> = this.nodes.packs.codec
-      .compress(payload)
-      .then((packed) => this.write(blobs, payload, packed, false))
-      .catch((error: unknown) => {
-        this.failure ??= error ?? new Error('compression failed');
-      })
-      .finally(() => this.packing.delete(job));
-    this.packing.add(job);
-  }
-
-  private write(blobs: Blob[], payload: Buffer, packed: Buffer | null, nodes: boolean): void {
-    const locations: Location[] = this.nodes.packs.writeGroup(blobs, payload, packed, nodes);
-    for (const [index, blob] of blobs.entries()) this.batch.blobs.push([blob.hash, locations[index]]);
   }
 }
 

@@ -6,10 +6,11 @@
 
 import { Failure } from '../failure.js';
 import { collectShared } from './bucket/garbage.js';
+import { GroupWriter } from './group-writer.js';
 import { emptyBatch, type Location } from './index.js';
-import { type Blob, DamagedError, GROUP_BLOBS } from './pack.js';
+import { DamagedError } from './pack.js';
 import type { Store } from './store.js';
-import { FANOUT, isZeroHash, levelsOf } from './tree.js';
+import { BLOCK_SIZE, FANOUT, isZeroHash, levelsOf } from './tree.js';
 
 export interface GarbageReport {
   packs: number;
@@ -64,35 +65,39 @@ export async function collectGarbage(
   }
 }
 
-/** What is needed, as a bit for each blob of a group. */
+/** What is needed. */
 export class Marks {
-  private readonly groups = new Map<number, Map<number, number>>();
+  /** By pack, a bit for each blob: 32 in a word, whose key is the group's offset and, for the words after the first, one and more behind
+   * it, where no other group can begin. */
+  private readonly packs = new Map<number, Map<number, number>>();
   private steps = 0;
 
   constructor(private readonly store: Store) {}
 
   /** False when it was marked already. */
   mark(location: Location): boolean {
-    let pack = this.groups.get(location.pack);
+    let pack = this.packs.get(location.pack);
     if (pack === undefined) {
       pack = new Map();
-      this.groups.set(location.pack, pack);
+      this.packs.set(location.pack, pack);
     }
-    const bits = pack.get(location.groupOffset) ?? 0;
-    const bit = 1 << location.ordinal;
+    const word = wordOf(location);
+    const bits = pack.get(word) ?? 0;
+    const bit = 1 << (location.ordinal & 31);
     if ((bits & bit) !== 0) return false;
-    pack.set(location.groupOffset, bits | bit);
+    pack.set(word, bits | bit);
     return true;
   }
 
   has(location: Location): boolean {
-    return (((this.groups.get(location.pack)?.get(location.groupOffset) ?? 0) >>> location.ordinal) & 1) === 1;
+    const bits = this.packs.get(location.pack)?.get(wordOf(location)) ?? 0;
+    return ((bits >>> (location.ordinal & 31)) & 1) === 1;
   }
 
   /** How many blobs of the pack are needed. */
   count(pack: number): number {
     let count = 0;
-    for (let bits of this.groups.get(pack)?.values() ?? []) for (; bits !== 0; bits &= bits - 1) count++;
+    for (let bits of this.packs.get(pack)?.values() ?? []) for (; bits !== 0; bits &= bits - 1) count++;
     return count;
   }
 
@@ -129,6 +134,10 @@ export class Marks {
   }
 }
 
+function wordOf({ groupOffset, ordinal }: Location): number {
+  return groupOffset + (ordinal >>> 5);
+}
+
 /** Frees or rewrites one pack if that is worth it. Holds the blob lock. */
 async function sweep(store: Store, marks: Marks, pack: number, report: GarbageReport): Promise<void> {
   const size = store.packs.size(pack);
@@ -154,32 +163,23 @@ async function sweep(store: Store, marks: Marks, pack: number, report: GarbageRe
     return;
   }
   let written = 0;
-  for (const nodes of [false, true]) {
-    let blobs: Blob[] = [];
-    const flush = async () => {
-      if (blobs.length === 0) return;
-      const payload = Buffer.concat(blobs.map((blob) => blob.bytes));
-      const packed = nodes ? null : await store.packs.codec.compress(payload);
-      const locations = store.packs.writeGroup(blobs, payload, packed, nodes);
-      written += locations[0].groupLength;
-      for (const [index, blob] of blobs.entries()) {
-        batch.blobs.push([blob.hash, locations[index]]);
-        // Still needed where it is now.
-        marks.mark(locations[index]);
-      }
-      blobs = [];
-    };
-    for (const { group, ordinals } of live) {
-      const { entries, payload } = await store.packs.readGroup(group);
-      for (const ordinal of ordinals) {
-        const { hash, inner, length } = entries[ordinal];
-        if ((length !== 4096) !== nodes) continue;
-        blobs.push({ hash, bytes: Buffer.from(payload.subarray(inner, inner + length)) });
-        if (blobs.length === GROUP_BLOBS) await flush();
-      }
+  const groups = new GroupWriter(store.packs, (blobs, locations) => {
+    written += locations[0].groupLength;
+    for (const [index, { hash }] of blobs.entries()) {
+      batch.blobs.push([hash, locations[index]]);
+      // Still needed where it is now.
+      marks.mark(locations[index]);
     }
-    await flush();
+  });
+  for (const { group, ordinals } of live) {
+    const { entries, payload } = await store.packs.readGroup(group);
+    for (const ordinal of ordinals) {
+      const { hash, inner, length } = entries[ordinal];
+      groups.add({ hash, bytes: Buffer.from(payload.subarray(inner, inner + length)) }, length !== BLOCK_SIZE);
+    }
+    await groups.room();
   }
+  await groups.finish();
   await store.packs.sync();
   await store.index.apply(batch);
   // Nothing waits between here and the next read: every cached place is forgotten before the file goes.

@@ -1,7 +1,8 @@
-// Packs: append-only files of groups; a group holds up to 16 blobs (blocks or tree nodes), compressed together when that helps.
+// Packs: append-only files of groups; a group holds up to 16 blobs (blocks or tree nodes), compressed together when that helps, or up to 64
+// blocks that it does not help, each at a multiple of 4096 of the file: a page of memory, a sector of a disk.
 //
 // Reading is by location. A raw blob is one read of its own bytes; a compressed group is decoded whole and kept in a bounded cache.
-// A raw blob's hash (checkBlob), or the CRC-32 of its whole group (checkedHashes), is checked when it is first read; that of a compressed
+// A raw blob's hash (checkBlob), or the CRC-32 of its whole group (checkedGroup), is checked when it is first read; that of a compressed
 // group whenever it is decoded.
 
 import crypto from 'node:crypto';
@@ -11,15 +12,21 @@ import type { Files, StoreFile } from './files.js';
 import type { Location } from './index.js';
 
 export const FOLDER = 'packs';
-const VERSION = 1;
+/** Version 1 has no padding and at most 16 blobs in any group. */
+const VERSION = 2;
+const VERSION_OLDEST = 1;
 const PACK_MAGIC = 0x4b504252; // "RBPK"
 const GROUP_MAGIC = 0x47504252; // "RBPG"
 export const PACK_HEADER = 64;
 export const GROUP_HEADER = 32;
 export const PACK_ENTRY = 36;
 export const GROUP_BLOBS = 16;
+/** Of a group of blocks that are not compressed. */
+export const RAW_BLOBS = 64;
 /** A block; a node is smaller. */
 const BLOB_MAX = 4096;
+/** Fewer raw blocks are not worth the padding. */
+const ALIGNED_BLOBS_MIN = 16;
 /** A pack is closed when it has grown to this: garbage collection works on one pack at a time. */
 const PACK_SIZE_MAX = 256 * 1024 * 1024;
 /** Decoded groups in memory: a random read of a compressed block costs a group of 64 KiB, some 60 us, when it is not here. */
@@ -80,7 +87,7 @@ export interface PackSource {
 /** Open files; those that were not used for the longest time are closed. */
 const FILES_MAX = 512;
 
-const GROUP_BUFFER = Buffer.allocUnsafeSlow(GROUP_HEADER + GROUP_BLOBS * (PACK_ENTRY + BLOB_MAX));
+const GROUP_BUFFER = Buffer.allocUnsafeSlow(GROUP_HEADER + RAW_BLOBS * (PACK_ENTRY + BLOB_MAX) + BLOB_MAX);
 
 /** Reading this much for nothing is less than a read of its own. */
 const PIECE_GAP = 16_384;
@@ -117,9 +124,10 @@ export class Packs {
 
   // --- reading
 
-  /** The file offset of a blob in a raw group. */
-  static rawOffset(location: Location): number {
-    return location.groupOffset + GROUP_HEADER + PACK_ENTRY * location.count + location.inner;
+  /** The file offset of a blob in a raw group. Blocks end the group; in front of nodes there is no padding. */
+  static rawOffset({ groupOffset, groupLength, count, ordinal, inner, length }: Location): number {
+    if (length === BLOB_MAX) return groupOffset + groupLength - BLOB_MAX * (count - ordinal);
+    return groupOffset + GROUP_HEADER + PACK_ENTRY * count + inner;
   }
 
   /** Throws an AbsentError when there is a source that must be asked first. */
@@ -129,16 +137,6 @@ export class Packs {
     const { file } = this.pack(pack);
     if (file.read(target, at, length, offset) !== length) {
       throw new DamagedError(`pack ${pack} ends before offset ${offset} + ${length}`);
-    }
-  }
-
-  /** Brings a blob's group into the page cache, here and now: a medium brings all of it in hardly more time than a part. */
-  bring({ pack, groupOffset, groupLength }: Location): void {
-    try {
-      if (this.source !== null || this.pack(pack).file.prefetch === undefined) return;
-      this.readRaw(pack, groupOffset, GROUP_BUFFER, 0, groupLength);
-    } catch {
-      // Whoever reads it will say so.
     }
   }
 
@@ -161,8 +159,8 @@ export class Packs {
     return fetches.length === 0 ? undefined : Promise.all(fetches);
   }
 
-  /** The table of a blob's raw group, whose checksum is right; null when it is not, or not to be had. Valid until the next call. */
-  checkedHashes({ pack, groupOffset, groupLength, count }: Location): Buffer | null {
+  /** Table and payload of a blob's raw group, whose checksum is right; null when it is not, or not to be had. Valid until the next call. */
+  checkedGroup({ pack, groupOffset, groupLength, count }: Location): { table: Buffer; payload: Buffer } | null {
     const group = GROUP_BUFFER.subarray(0, groupLength);
     try {
       this.readRaw(pack, groupOffset, group, 0, groupLength);
@@ -172,7 +170,8 @@ export class Packs {
     const header = parseGroupHeader(group);
     if (header === null || header.length !== groupLength || header.count !== count) return null;
     if (zlib.crc32(group.subarray(GROUP_HEADER)) !== group.readUInt32LE(12)) return null;
-    return group.subarray(GROUP_HEADER, GROUP_HEADER + count * PACK_ENTRY);
+    const table = group.subarray(GROUP_HEADER, GROUP_HEADER + count * PACK_ENTRY);
+    return { table, payload: group.subarray(header.payload) };
   }
 
   private fetchAbsent(source: PackSource, locations: Location[]): Promise<void> | undefined {
@@ -272,7 +271,7 @@ export class Packs {
       entries.push({ hash: Buffer.from(bytes.subarray(at, at + 32)), inner, length });
       inner += length;
     }
-    const stored = bytes.subarray(GROUP_HEADER + header.count * PACK_ENTRY);
+    const stored = bytes.subarray(header.payload);
     const payload = header.codec === CODEC_NONE ? stored : await this.codec.decompress(stored, header.rawLength);
     if (payload.length !== inner)
       throw new DamagedError(`the group at ${groupOffset} of pack ${pack} has a wrong length`);
@@ -304,9 +303,12 @@ export class Packs {
         file.close();
         throw new DamagedError(`pack ${number} has no valid header`);
       }
-      if (header.readUInt16LE(8) !== VERSION) {
+      const version = header.readUInt16LE(8);
+      if (version < VERSION_OLDEST || version > VERSION) {
         file.close();
-        throw new DamagedError(`pack ${number} has version ${header.readUInt16LE(8)}, this program knows ${VERSION}`);
+        throw new DamagedError(
+          `pack ${number} has version ${version}, this program knows ${VERSION_OLDEST} to ${VERSION}`,
+        );
       }
       if (!header.subarray(16, 32).equals(this.storeId)) {
         file.close();
@@ -354,25 +356,36 @@ export class Packs {
 
   // --- writing
 
-  /** Writes one group; `packed` is the compressed payload or null. Not durable before sync(). */
-  writeGroup(blobs: Blob[], payload: Buffer, packed: Buffer | null, nodes: boolean): Location[] {
-    const stored = packed ?? payload;
-    const tableLength = blobs.length * PACK_ENTRY;
-    const length = GROUP_HEADER + tableLength + stored.length;
-    const pack = this.packFor(length, nodes);
-    const bytes = Buffer.alloc(GROUP_HEADER + tableLength);
-    const codec = packed === null ? CODEC_NONE : CODEC_ZSTD;
-    bytes.writeUInt32LE(GROUP_MAGIC, 0);
-    bytes[8] = codec;
-    bytes[9] = blobs.length;
-    bytes.writeUInt32LE(stored.length, 16);
-    bytes.writeUInt32LE(payload.length, 20);
+  /** Writes blocks that have been compressed together. Not durable before sync(). */
+  writePacked(blobs: Blob[], packed: Buffer): Location[] {
+    return this.writeGroup(blobs, [packed], CODEC_ZSTD, false);
+  }
+
+  /** Writes blobs as they are, all of them blocks or all of them nodes; `payload`: the same bytes. Not durable before sync(). */
+  writeRaw(blobs: Blob[], payload: Buffer[], nodes: boolean): Location[] {
+    return this.writeGroup(blobs, payload, CODEC_NONE, nodes);
+  }
+
+  private writeGroup(blobs: Blob[], stored: Buffer[], codec: number, nodes: boolean): Location[] {
+    const tableEnd = GROUP_HEADER + blobs.length * PACK_ENTRY;
+    const storedLength = lengthOf(stored);
+    const isAligned = codec === CODEC_NONE && !nodes && blobs.length >= ALIGNED_BLOBS_MIN;
+    const pack = this.packFor(tableEnd + (isAligned ? BLOB_MAX : 0) + storedLength, nodes);
+    const padding = isAligned ? -(pack.size + tableEnd) & (BLOB_MAX - 1) : 0;
+    const length = tableEnd + padding + storedLength;
+    const head = Buffer.alloc(tableEnd + padding);
+    head.writeUInt32LE(GROUP_MAGIC, 0);
+    head[8] = codec;
+    head[9] = blobs.length;
+    head.writeUInt16LE(padding, 10);
+    head.writeUInt32LE(storedLength, 16);
+    head.writeUInt32LE(lengthOf(blobs.map(({ bytes }) => bytes)), 20);
     const locations: Location[] = [];
     let inner = 0;
     for (const [ordinal, blob] of blobs.entries()) {
       const at = GROUP_HEADER + ordinal * PACK_ENTRY;
-      blob.hash.copy(bytes, at);
-      bytes.writeUInt16LE(blob.bytes.length, at + 32);
+      blob.hash.copy(head, at);
+      head.writeUInt16LE(blob.bytes.length, at + 32);
       locations.push({
         pack: pack.number,
         groupOffset: pack.size,
@@ -385,12 +398,17 @@ export class Packs {
       });
       inner += blob.bytes.length;
     }
-    bytes.writeUInt32LE(zlib.crc32(stored, zlib.crc32(bytes.subarray(GROUP_HEADER))), 12);
-    bytes.writeUInt32LE(zlib.crc32(bytes.subarray(8, GROUP_HEADER)), 4);
+    let crc = zlib.crc32(head.subarray(GROUP_HEADER));
+    for (const bytes of stored) crc = zlib.crc32(bytes, crc);
+    head.writeUInt32LE(crc, 12);
+    head.writeUInt32LE(zlib.crc32(head.subarray(8, GROUP_HEADER)), 4);
     pack.dirty = true;
-    pack.file.write(bytes, 0, bytes.length, pack.size);
-    pack.file.write(stored, 0, stored.length, pack.size + bytes.length);
-    pack.size += length;
+    let at = pack.size;
+    for (const bytes of [head, ...stored]) {
+      pack.file.write(bytes, 0, bytes.length, at);
+      at += bytes.length;
+    }
+    pack.size = at;
     return locations;
   }
 
@@ -511,20 +529,27 @@ export function damagedBlob(hash: Buffer, { pack, groupOffset }: { pack: number;
   return new DamagedError(`blob ${hash.toString('hex')} in pack ${pack}, group ${groupOffset}, is damaged`);
 }
 
-/** The group whose header this is; null when it is none or its checksum is wrong. */
+/** The group whose header this is, and where its payload begins in it; null when it is none or its checksum is wrong. */
 export function parseGroupHeader(
   bytes: Buffer,
-): { codec: number; count: number; length: number; rawLength: number } | null {
+): { codec: number; count: number; payload: number; length: number; rawLength: number } | null {
   if (bytes.length < GROUP_HEADER || bytes.readUInt32LE(0) !== GROUP_MAGIC) return null;
   if (bytes.readUInt32LE(4) !== zlib.crc32(bytes.subarray(8, GROUP_HEADER))) return null;
   const count = bytes[9];
-  const storedLength = bytes.readUInt32LE(16);
+  const payload = GROUP_HEADER + count * PACK_ENTRY + bytes.readUInt16LE(10);
   return {
     codec: bytes[8],
     count,
-    length: GROUP_HEADER + count * PACK_ENTRY + storedLength,
+    payload,
+    length: payload + bytes.readUInt32LE(16),
     rawLength: bytes.readUInt32LE(20),
   };
+}
+
+function lengthOf(pieces: Buffer[]): number {
+  let length = 0;
+  for (const { length: more } of pieces) length += more;
+  return length;
 }
 
 export function packName(number: number): string {

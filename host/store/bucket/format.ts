@@ -256,7 +256,7 @@ export async function isGroupWhole(bytes: Buffer, codec: Codec): Promise<boolean
   if (group === null || group.length !== bytes.length) return false;
   if (zlib.crc32(bytes.subarray(GROUP_HEADER)) !== bytes.readUInt32LE(12)) return false;
   const { blobs } = headAt(bytes, 0, 0, group);
-  const stored = bytes.subarray(GROUP_HEADER + group.count * PACK_ENTRY);
+  const stored = bytes.subarray(group.payload);
   let payload: Buffer;
   try {
     payload = group.codec === CODEC_NONE ? stored : await codec.decompress(stored, group.rawLength);

@@ -6,7 +6,7 @@
 
 import { Failure } from '../../failure.js';
 import { type GarbageReport, LIVE_SHARE_MIN, Marks } from '../garbage.js';
-import { type Blob, GROUP_BLOBS } from '../pack.js';
+import { GroupWriter } from '../group-writer.js';
 import type { Store } from '../store.js';
 import { BLOCK_SIZE, isZeroHash, levelsOf } from '../tree.js';
 import {
@@ -232,18 +232,11 @@ class Collection {
   private async copyNeeded(round: [number, PackRecord][]): Promise<number> {
     const { store, shared, marks } = this;
     let written = 0;
-    let blobs: Blob[] = [];
-    const flush = async () => {
-      if (blobs.length === 0) return;
-      const nodes = blobs[0].bytes.length !== BLOCK_SIZE;
-      const payload = Buffer.concat(blobs.map((blob) => blob.bytes));
-      const packed = nodes ? null : await store.packs.codec.compress(payload);
-      const locations = store.packs.writeGroup(blobs, payload, packed, nodes);
+    const writer = new GroupWriter(store.packs, (_blobs, locations) => {
       written += locations[0].groupLength;
       // Needed where they will be, too.
       for (const location of locations) marks.mark(location);
-      blobs = [];
-    };
+    });
     const heads = new Map<number, GroupHead[]>();
     await inParallel(round, async ([pack, record]) => {
       if (marks.count(pack) > 0) heads.set(pack, await shared.groupsOf(pack, record, false));
@@ -261,12 +254,12 @@ class Collection {
         const { entries, payload } = await store.packs.readGroup(group);
         for (const ordinal of needed) {
           const { hash, inner, length } = entries[ordinal];
-          blobs.push({ hash, bytes: Buffer.from(payload.subarray(inner, inner + length)) });
-          if (blobs.length === GROUP_BLOBS) await flush();
+          writer.add({ hash, bytes: Buffer.from(payload.subarray(inner, inner + length)) }, length !== BLOCK_SIZE);
         }
+        await writer.room();
       }
     }
-    await flush();
+    await writer.finish();
     await store.packs.sync();
     return written;
   }
