@@ -9,7 +9,6 @@ import https from 'node:https';
 import { Failure } from '../failure.js';
 import type { Progress } from '../store/images.js';
 import { type GenerationRecord, idOf } from '../store/line.js';
-import { sha256 } from '../store/pack.js';
 import {
   BATCH_BLOBS_MAX,
   BATCH_SIZE_MAX,
@@ -21,6 +20,7 @@ import {
   decodeBatch,
   encodeBatch,
 } from '../store/replica.js';
+import { sha256 } from '../store/sha256.js';
 import type { Store } from '../store/store.js';
 import { decodeNode, FANOUT, isZeroHash, levelsOf, type Node } from '../store/tree.js';
 import { HASHES_MAX } from './http-replication.js';

@@ -5,16 +5,20 @@
 
 import type { BlockSource } from './block-source.js';
 import type { RangeCollector } from './changes.js';
+import type { Codec } from './codec.js';
 import { GroupWriter } from './group-writer.js';
 import { emptyBatch, type IndexBatch } from './index.js';
-import { sha256 } from './pack.js';
-import { BLOCK_SIZE, encodeNode, FANOUT, isZeroBlock, isZeroHash, type Nodes, ZERO_HASH } from './tree.js';
+import { sha256 } from './sha256.js';
+import { BLOCK_SIZE, encodeNode, FANOUT, isZeroHash, type Nodes, ZERO_HASH } from './tree.js';
 
 /** Lets other work of the process go first. */
 export type Pause = () => Promise<void>;
 
-/** Blocks hashed between two pauses: 32 * 2.5 us. */
+/** Blocks looked up and stored between two pauses. */
 const SLICE = 32;
+/** Blocks that are read and hashed at once, and how many times that is under way: each is 1 MiB. */
+const SLAB_BLOCKS = 256;
+const SLABS = 3;
 
 export interface BlobStatistics {
   blocks: number;
@@ -38,20 +42,33 @@ export class BlobWriter {
     });
   }
 
-  /** Stores a block or node unless the store has it. `bytes` is kept: it must not change. */
-  add(hash: Buffer, bytes: () => Buffer, node: boolean): void {
+  get codec(): Codec {
+    return this.nodes.packs.codec;
+  }
+
+  /** Stores a block unless the store has it. */
+  addBlock(hash: Buffer, bytes: Buffer): void {
+    if (this.isNew(hash, hash.toString('latin1'), bytes)) this.groups.addBlock(hash, bytes);
+  }
+
+  /** The same for a node, whose bytes must not change. */
+  addNode(hash: Buffer, bytes: Buffer): void {
     const key = hash.toString('latin1');
-    if (this.seen.has(key)) return;
+    if (!this.isNew(hash, key, bytes)) return;
+    this.nodes.fresh.set(key, bytes);
+    this.groups.addNode(hash, bytes);
+  }
+
+  private isNew(hash: Buffer, key: string, bytes: Buffer): boolean {
+    if (this.seen.has(key)) return false;
     this.seen.add(key);
     if (this.nodes.index.hasBlob(hash)) {
       this.onReuse(hash);
-      return;
+      return false;
     }
-    const blob = { hash, bytes: bytes() };
     this.statistics.newBlobs++;
-    this.statistics.newBytes += blob.bytes.length;
-    if (node) this.nodes.fresh.set(key, blob.bytes);
-    this.groups.add(blob, node);
+    this.statistics.newBytes += bytes.length;
+    return true;
   }
 
   /** Waits while too much is being compressed. */
@@ -84,24 +101,40 @@ export async function storeBlocks(
   statistics: BlobStatistics,
   pause: Pause,
 ): Promise<Buffer> {
-  const hashes = Buffer.alloc(blocks.length * 32);
-  const run = Buffer.alloc(SLICE * BLOCK_SIZE);
-  for (let first = 0; first < blocks.length; first += SLICE) {
-    const count = Math.min(SLICE, blocks.length - first);
-    source.read(first, count, run);
-    for (let index = 0; index < count; index++) {
-      const at = index * BLOCK_SIZE;
-      if (isZeroBlock(run, at)) continue;
-      const bytes = run.subarray(at, at + BLOCK_SIZE);
-      const hash = sha256(bytes);
-      hash.copy(hashes, (first + index) * 32);
-      writer.add(hash, () => Buffer.from(bytes), false);
+  const all = Buffer.alloc(blocks.length * 32);
+  const slabs = Array.from({ length: Math.min(SLABS, Math.ceil(blocks.length / SLAB_BLOCKS)) }, () =>
+    Buffer.from(new SharedArrayBuffer(Math.min(SLAB_BLOCKS, blocks.length) * BLOCK_SIZE)),
+  );
+  const hashed: (Buffer | Promise<Buffer>)[] = [];
+  const ask = (first: number): void => {
+    if (first >= blocks.length) return;
+    const count = Math.min(SLAB_BLOCKS, blocks.length - first);
+    const slab = slabs[(first / SLAB_BLOCKS) % SLABS];
+    source.read(first, count, slab);
+    const hashes = writer.codec.hashes(slab, count);
+    // Whoever waits for it is told; nobody may, when another has failed first.
+    if (!Buffer.isBuffer(hashes)) hashes.catch(() => {});
+    hashed.push(hashes);
+  };
+  // While one slab is looked up and stored, the next ones are hashed.
+  for (let ahead = 0; ahead < SLABS; ahead++) ask(ahead * SLAB_BLOCKS);
+  for (let first = 0; first < blocks.length; first += SLAB_BLOCKS) {
+    const slab = slabs[(first / SLAB_BLOCKS) % SLABS];
+    const hashes = await hashed.shift()!;
+    hashes.copy(all, first * 32);
+    for (let index = 0; index < hashes.length / 32; index++) {
+      const hash = hashes.subarray(index * 32, (index + 1) * 32);
+      if (!isZeroHash(hash)) writer.addBlock(hash, slab.subarray(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE));
+      if (index % SLICE < SLICE - 1) continue;
+      await writer.room();
+      await pause();
     }
-    statistics.blocks += count;
+    statistics.blocks += hashes.length / 32;
+    ask(first + SLABS * SLAB_BLOCKS);
     await writer.room();
     await pause();
   }
-  return hashes;
+  return all;
 }
 
 /** The new root of a tree of `levels` levels with the changes applied. */
@@ -133,7 +166,7 @@ export class TreeUpdate {
   private made(level: number, hashes: Buffer): Buffer {
     const bytes = encodeNode(level, hashes);
     const hash = sha256(bytes);
-    this.writer.add(hash, () => bytes, true);
+    this.writer.addNode(hash, bytes);
     return hash;
   }
 

@@ -175,7 +175,9 @@ async function sweep(store: Store, marks: Marks, pack: number, report: GarbageRe
     const { entries, payload } = await store.packs.readGroup(group);
     for (const ordinal of ordinals) {
       const { hash, inner, length } = entries[ordinal];
-      groups.add({ hash, bytes: Buffer.from(payload.subarray(inner, inner + length)) }, length !== BLOCK_SIZE);
+      const bytes = payload.subarray(inner, inner + length);
+      if (length === BLOCK_SIZE) groups.addBlock(hash, bytes);
+      else groups.addNode(hash, bytes);
     }
     await groups.room();
   }

@@ -2,35 +2,42 @@
 // help in large groups, so that many of them are one read.
 
 import type { Location } from './index.js';
-import { type Blob, GROUP_BLOBS, type Packs, RAW_BLOBS } from './pack.js';
+import { BLOB_MAX, type BlobHead, GROUP_BLOBS, type Packs, RAW_BLOBS } from './pack.js';
 
 /** Groups being compressed at once. */
 const PACKING_MAX = 4;
 
 export class GroupWriter {
-  private blocks: Blob[] = [];
-  private raw: Blob[] = [];
-  /** The bytes of `raw` in as many pieces as there were groups to be compressed. */
+  private blocks: BlobHead[] = [];
+  /** Their bytes. */
+  private payload: Buffer | null = null;
+  private raw: BlobHead[] = [];
   private rawPayload: Buffer[] = [];
-  private nodes: Blob[] = [];
+  private nodes: BlobHead[] = [];
+  private nodesPayload: Buffer[] = [];
+  /** Memory of groups that have been written. */
+  private readonly free: Buffer[] = [];
   private readonly packing = new Set<Promise<void>>();
   private failure: unknown = null;
 
   /** `onWritten` is told of each group; it is durable after Packs.sync(). */
   constructor(
     private readonly packs: Packs,
-    private readonly onWritten: (blobs: Blob[], locations: Location[]) => void,
+    private readonly onWritten: (blobs: BlobHead[], locations: Location[]) => void,
   ) {}
 
-  /** The blob's bytes must not change. */
-  add(blob: Blob, isNode: boolean): void {
-    if (isNode) {
-      this.nodes.push(blob);
-      if (this.nodes.length === GROUP_BLOBS) this.writeNodes();
-    } else {
-      this.blocks.push(blob);
-      if (this.blocks.length === GROUP_BLOBS) this.packBlocks();
-    }
+  addBlock(hash: Buffer, bytes: Buffer): void {
+    this.payload ??= this.free.pop() ?? Buffer.allocUnsafeSlow(GROUP_BLOBS * BLOB_MAX);
+    bytes.copy(this.payload, this.blocks.length * BLOB_MAX);
+    this.blocks.push({ hash, length: BLOB_MAX });
+    if (this.blocks.length === GROUP_BLOBS) this.packBlocks();
+  }
+
+  /** The node's bytes must not change. */
+  addNode(hash: Buffer, bytes: Buffer): void {
+    this.nodes.push({ hash, length: bytes.length });
+    this.nodesPayload.push(bytes);
+    if (this.nodes.length === GROUP_BLOBS) this.writeNodes();
   }
 
   /** Waits while too much is being compressed. */
@@ -49,15 +56,20 @@ export class GroupWriter {
   }
 
   private packBlocks(): void {
-    const blobs = this.blocks;
-    if (blobs.length === 0) return;
+    const { blocks, payload } = this;
+    if (payload === null) return;
     this.blocks = [];
-    const payload = payloadOf(blobs);
+    this.payload = null;
+    const used = payload.subarray(0, blocks.length * BLOB_MAX);
     const job: Promise<void> = this.packs.codec
-      .compress(payload)
+      .compress(used)
       .then((packed) => {
-        if (packed !== null) this.onWritten(blobs, this.packs.writePacked(blobs, packed));
-        else this.addRaw(blobs, payload);
+        if (packed === null) {
+          this.addRaw(blocks, used);
+        } else {
+          this.onWritten(blocks, this.packs.writePacked(blocks, packed));
+          this.free.push(payload);
+        }
       })
       .catch((error: unknown) => {
         this.failure ??= error ?? new Error('compression failed');
@@ -66,30 +78,27 @@ export class GroupWriter {
     this.packing.add(job);
   }
 
-  private addRaw(blobs: Blob[], payload: Buffer): void {
-    if (this.raw.length + blobs.length > RAW_BLOBS) this.writeRaw();
-    this.raw.push(...blobs);
+  private addRaw(blocks: BlobHead[], payload: Buffer): void {
+    if (this.raw.length + blocks.length > RAW_BLOBS) this.writeRaw();
+    this.raw.push(...blocks);
     this.rawPayload.push(payload);
     if (this.raw.length === RAW_BLOBS) this.writeRaw();
   }
 
   private writeRaw(): void {
-    const blobs = this.raw;
-    if (blobs.length === 0) return;
-    const payload = this.rawPayload;
+    const { raw, rawPayload } = this;
+    if (raw.length === 0) return;
     this.raw = [];
     this.rawPayload = [];
-    this.onWritten(blobs, this.packs.writeRaw(blobs, payload, false));
+    this.onWritten(raw, this.packs.writeRaw(raw, rawPayload, false));
+    for (const payload of rawPayload) if (payload.length === GROUP_BLOBS * BLOB_MAX) this.free.push(payload);
   }
 
   private writeNodes(): void {
-    const blobs = this.nodes;
-    if (blobs.length === 0) return;
+    const { nodes, nodesPayload } = this;
+    if (nodes.length === 0) return;
     this.nodes = [];
-    this.onWritten(blobs, this.packs.writeRaw(blobs, [payloadOf(blobs)], true));
+    this.nodesPayload = [];
+    this.onWritten(nodes, this.packs.writeRaw(nodes, [Buffer.concat(nodesPayload)], true));
   }
-}
-
-function payloadOf(blobs: Blob[]): Buffer {
-  return Buffer.concat(blobs.map(({ bytes }) => bytes));
 }

@@ -5,11 +5,11 @@
 // A raw blob's hash (checkBlob), or the CRC-32 of its whole group (checkedGroup), is checked when it is first read; that of a compressed
 // group whenever it is decoded.
 
-import crypto from 'node:crypto';
 import zlib from 'node:zlib';
 import { CODEC_NONE, CODEC_ZSTD, type Codec } from './codec.js';
 import type { Files, StoreFile } from './files.js';
 import type { Location } from './index.js';
+import { sha256 } from './sha256.js';
 
 export const FOLDER = 'packs';
 /** Version 1 has no padding and at most 16 blobs in any group. */
@@ -24,7 +24,7 @@ export const GROUP_BLOBS = 16;
 /** Of a group of blocks that are not compressed. */
 export const RAW_BLOBS = 64;
 /** A block; a node is smaller. */
-const BLOB_MAX = 4096;
+export const BLOB_MAX = 4096;
 /** Fewer raw blocks are not worth the padding. */
 const ALIGNED_BLOBS_MIN = 16;
 /** A pack is closed when it has grown to this: garbage collection works on one pack at a time. */
@@ -32,9 +32,10 @@ const PACK_SIZE_MAX = 256 * 1024 * 1024;
 /** Decoded groups in memory: a random read of a compressed block costs a group of 64 KiB, some 60 us, when it is not here. */
 const CACHE_BYTES = 256 * 1024 * 1024;
 
-export interface Blob {
+/** A blob as the table of its group names it. */
+export interface BlobHead {
   hash: Buffer;
-  bytes: Buffer;
+  length: number;
 }
 
 interface Pack {
@@ -48,14 +49,6 @@ interface Pack {
 
 export class DamagedError extends Error {
   override name = 'DamagedError';
-}
-
-type OneShotHash = (algorithm: string, data: Uint8Array, encoding: 'buffer') => Buffer;
-// crypto.hash (Node 20.12) takes half the time of createHash for 4 KiB; @types/node 20 does not know its "buffer" encoding.
-const oneShot = (crypto as unknown as { hash: OneShotHash }).hash;
-
-export function sha256(bytes: Uint8Array): Buffer {
-  return oneShot('sha256', bytes, 'buffer');
 }
 
 /** What must be read of a pack is not on this disk: fetch it and try again. */
@@ -357,16 +350,16 @@ export class Packs {
   // --- writing
 
   /** Writes blocks that have been compressed together. Not durable before sync(). */
-  writePacked(blobs: Blob[], packed: Buffer): Location[] {
+  writePacked(blobs: BlobHead[], packed: Buffer): Location[] {
     return this.writeGroup(blobs, [packed], CODEC_ZSTD, false);
   }
 
-  /** Writes blobs as they are, all of them blocks or all of them nodes; `payload`: the same bytes. Not durable before sync(). */
-  writeRaw(blobs: Blob[], payload: Buffer[], nodes: boolean): Location[] {
-    return this.writeGroup(blobs, payload, CODEC_NONE, nodes);
+  /** Writes blobs as they are, all of them blocks or all of them nodes, in pieces. Not durable before sync(). */
+  writeRaw(blobs: BlobHead[], pieces: Buffer[], nodes: boolean): Location[] {
+    return this.writeGroup(blobs, pieces, CODEC_NONE, nodes);
   }
 
-  private writeGroup(blobs: Blob[], stored: Buffer[], codec: number, nodes: boolean): Location[] {
+  private writeGroup(blobs: BlobHead[], stored: Buffer[], codec: number, nodes: boolean): Location[] {
     const tableEnd = GROUP_HEADER + blobs.length * PACK_ENTRY;
     const storedLength = lengthOf(stored);
     const isAligned = codec === CODEC_NONE && !nodes && blobs.length >= ALIGNED_BLOBS_MIN;
@@ -379,24 +372,24 @@ export class Packs {
     head[9] = blobs.length;
     head.writeUInt16LE(padding, 10);
     head.writeUInt32LE(storedLength, 16);
-    head.writeUInt32LE(lengthOf(blobs.map(({ bytes }) => bytes)), 20);
+    head.writeUInt32LE(lengthOf(blobs), 20);
     const locations: Location[] = [];
     let inner = 0;
     for (const [ordinal, blob] of blobs.entries()) {
       const at = GROUP_HEADER + ordinal * PACK_ENTRY;
       blob.hash.copy(head, at);
-      head.writeUInt16LE(blob.bytes.length, at + 32);
+      head.writeUInt16LE(blob.length, at + 32);
       locations.push({
         pack: pack.number,
         groupOffset: pack.size,
         groupLength: length,
         inner,
-        length: blob.bytes.length,
+        length: blob.length,
         count: blobs.length,
         ordinal,
         codec,
       });
-      inner += blob.bytes.length;
+      inner += blob.length;
     }
     let crc = zlib.crc32(head.subarray(GROUP_HEADER));
     for (const bytes of stored) crc = zlib.crc32(bytes, crc);
@@ -546,7 +539,7 @@ export function parseGroupHeader(
   };
 }
 
-function lengthOf(pieces: Buffer[]): number {
+function lengthOf(pieces: { length: number }[]): number {
   let length = 0;
   for (const { length: more } of pieces) length += more;
   return length;

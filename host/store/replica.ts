@@ -9,7 +9,8 @@ import { CARDS_MAX, type CardState } from './cards.js';
 import { BlobWriter } from './digest.js';
 import { type GenerationRecord, idOf } from './line.js';
 import { isTag } from './names.js';
-import { checkBlob, DamagedError, sha256 } from './pack.js';
+import { checkBlob, DamagedError } from './pack.js';
+import { sha256 } from './sha256.js';
 import type { Store } from './store.js';
 import { BLOCK_SIZE, decodeNode, encodeNode, FANOUT, isZeroBlock, isZeroHash, levelsOf, type Node } from './tree.js';
 
@@ -68,7 +69,8 @@ export class BlobSink {
       try {
         for (const bytes of blobs) {
           const hash = sha256(bytes);
-          writer.add(hash, () => bytes, level !== BLOCK_LEVEL);
+          if (level === BLOCK_LEVEL) writer.addBlock(hash, bytes);
+          else writer.addNode(hash, bytes);
           this.pin(hash);
           await writer.room();
         }

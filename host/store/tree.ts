@@ -10,7 +10,8 @@ import { RangeCollector, type Ranges } from './changes.js';
 import { CODEC_NONE } from './codec.js';
 import type { Index, Location } from './index.js';
 import type { Overlay } from './overlay.js';
-import { AbsentError, checkBlob, DamagedError, damagedBlob, PACK_ENTRY, Packs, sha256 } from './pack.js';
+import { AbsentError, checkBlob, DamagedError, damagedBlob, PACK_ENTRY, Packs } from './pack.js';
+import { sha256 } from './sha256.js';
 
 export const BLOCK_SIZE = 4096;
 export const FANOUT = 64;

@@ -406,8 +406,9 @@ for (const [kind, codec] of [
       for (let block = 0; block < 64; block++) await writer.write(block * BLOCK, blockOf(1000 + block));
       await writer.close(true);
       await store.close();
-      // In the first group: blocks 0 to 15.
-      medium.files.flipBit(`packs/${medium.files.list('packs')[0]}`, 8 * (64 + 32 + 36 * 16 + 30));
+      // In the payload of the first group, which holds block 0.
+      const payload = codec === noCodec ? BLOCK : 64 + 32 + 36 * 16;
+      medium.files.flipBit(`packs/${medium.files.list('packs')[0]}`, 8 * (payload + 30));
       const line = await connected(await openStore(medium, { codec }), structured);
       const answer = async (bytes: Buffer) => {
         const from = line.output.length;

@@ -6,7 +6,8 @@ import zlib from 'node:zlib';
 import { Failure } from '../../failure.js';
 import { CODEC_NONE, type Codec } from '../codec.js';
 import type { Location } from '../index.js';
-import { DamagedError, GROUP_HEADER, PACK_ENTRY, PACK_HEADER, parseGroupHeader, sha256 } from '../pack.js';
+import { DamagedError, GROUP_HEADER, PACK_ENTRY, PACK_HEADER, parseGroupHeader } from '../pack.js';
+import { sha256 } from '../sha256.js';
 import { BLOCK_SIZE } from '../tree.js';
 
 export const STORE_OBJECT = 'store.json';

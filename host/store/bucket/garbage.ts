@@ -254,7 +254,9 @@ class Collection {
         const { entries, payload } = await store.packs.readGroup(group);
         for (const ordinal of needed) {
           const { hash, inner, length } = entries[ordinal];
-          writer.add({ hash, bytes: Buffer.from(payload.subarray(inner, inner + length)) }, length !== BLOCK_SIZE);
+          const bytes = payload.subarray(inner, inner + length);
+          if (length === BLOCK_SIZE) writer.addBlock(hash, bytes);
+          else writer.addNode(hash, bytes);
         }
         await writer.room();
       }

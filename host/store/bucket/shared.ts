@@ -12,7 +12,8 @@ import { Failure } from '../../failure.js';
 import type { Codec } from '../codec.js';
 import { emptyBatch, type Index, type IndexBatch, LmdbIndex, type Location } from '../index.js';
 import type { LineRecord } from '../line.js';
-import { type PackSource, type Piece, packName, sha256 } from '../pack.js';
+import { type PackSource, type Piece, packName } from '../pack.js';
+import { sha256 } from '../sha256.js';
 import type { Store, StoreLog } from '../store.js';
 import {
   BUCKET_KEY,
