@@ -343,7 +343,7 @@ export class Connection {
     inner.on('end', () => this.inputEnded());
     inner.on('data', (bytes: Buffer) => {
       this.options.byteRates?.spend(this.client, bytes.length);
-      answer(() => this.deliver(bytes));
+      this.deliver(bytes);
       if (this.left !== null) inner.pause();
     });
   }

@@ -5,7 +5,7 @@
 //
 //   change list: magic "RBC1"  CRC-32 of all that follows  since u64  ranges u32  0 u32  ranges * { gap varint, blocks varint }
 
-import zlib from 'node:zlib';
+import { crc32 } from '@node-rs/crc32';
 
 /** Block ranges, ascending and not touching: first, end, first, end, … */
 export type Ranges = Float64Array;
@@ -127,14 +127,14 @@ export function encodeChanges(since: number, ranges: Ranges): Buffer {
     put(ranges[index + 1] - ranges[index]);
     end = ranges[index + 1];
   }
-  bytes.writeUInt32LE(zlib.crc32(bytes.subarray(8, at)), 4);
+  bytes.writeUInt32LE(crc32(bytes.subarray(8, at)), 4);
   return Buffer.from(bytes.subarray(0, at));
 }
 
 /** Null when the list is damaged. */
 export function decodeChanges(bytes: Buffer): { since: number; ranges: Ranges } | null {
   if (bytes.length < HEADER || bytes.readUInt32LE(0) !== MAGIC) return null;
-  if (zlib.crc32(bytes.subarray(8)) !== bytes.readUInt32LE(4)) return null;
+  if (crc32(bytes.subarray(8)) !== bytes.readUInt32LE(4)) return null;
   const ranges = new Float64Array(2 * bytes.readUInt32LE(16));
   let at = HEADER;
   let end = 0;

@@ -5,7 +5,7 @@
 // their segments are free. After a crash the valid commit records are the truth (SPEC.md "Journal").
 
 import crypto from 'node:crypto';
-import zlib from 'node:zlib';
+import { crc32 } from '@node-rs/crc32';
 import type { CardCommit } from './cards.js';
 import type { Files, StoreFile } from './files.js';
 import { Overlay, ZERO_BLOCK } from './overlay.js';
@@ -258,7 +258,7 @@ export class Journal {
       }
       at += 20;
     }
-    bytes.writeUInt32LE(zlib.crc32(bytes.subarray(8, length)), 4);
+    bytes.writeUInt32LE(crc32(bytes.subarray(8, length)), 4);
   }
 
   /** Writes the tail to the file. A full tail is part of a stream; what a commit finds in it gets its checksums. */
@@ -268,7 +268,7 @@ export class Journal {
     const count = this.tailCount;
     if (checked) {
       for (let slot = 0; slot < count; slot++) {
-        segment.crcs[this.tailStart + slot] = zlib.crc32(this.tail.subarray(slot * SLOT_SIZE, (slot + 1) * SLOT_SIZE));
+        segment.crcs[this.tailStart + slot] = crc32(this.tail.subarray(slot * SLOT_SIZE, (slot + 1) * SLOT_SIZE));
       }
     } else {
       segment.streamed.fill(1, this.tailStart, this.tailStart + count);
@@ -347,7 +347,7 @@ export class Journal {
       segment.nonce.copy(header, 16);
       this.storeId.copy(header, 32);
       writeU64(header, 48, number);
-      header.writeUInt32LE(zlib.crc32(header.subarray(8, 64)), 4);
+      header.writeUInt32LE(crc32(header.subarray(8, 64)), 4);
       file.write(header, 0, SLOT_SIZE, 0);
       this.segments.set(number, segment);
       this.current = segment;
@@ -441,9 +441,7 @@ export class Journal {
     const header = Buffer.alloc(64);
     const whole = file.read(header, 0, 64, 0) === 64;
     const valid =
-      whole &&
-      header.readUInt32LE(0) === SEGMENT_MAGIC &&
-      header.readUInt32LE(4) === zlib.crc32(header.subarray(8, 64));
+      whole && header.readUInt32LE(0) === SEGMENT_MAGIC && header.readUInt32LE(4) === crc32(header.subarray(8, 64));
     if (!valid || readU64(header, 48) !== number) {
       // Created or recycled, and cut off before its first sync: no record in it was ever acknowledged.
       file.close();
@@ -493,7 +491,7 @@ export class Journal {
       }
       const bytes = Buffer.alloc(length);
       segment.file.read(bytes, 0, length, slot * SLOT_SIZE);
-      if (zlib.crc32(bytes.subarray(8)) !== bytes.readUInt32LE(4)) {
+      if (crc32(bytes.subarray(8)) !== bytes.readUInt32LE(4)) {
         damage(`${where}: a record whose checksum is wrong`, line, generation);
         continue;
       }
@@ -525,7 +523,7 @@ export class Journal {
       const there =
         segment !== undefined &&
         segment.file.read(scratch, 0, SLOT_SIZE, slot * SLOT_SIZE) === SLOT_SIZE &&
-        ((word & STREAMED) !== 0 || zlib.crc32(scratch) === bytes.readUInt32LE(at + 16));
+        ((word & STREAMED) !== 0 || crc32(scratch) === bytes.readUInt32LE(at + 16));
       if (there) changes.set(block, number * this.segmentSlots + slot);
       else missing.push(block);
     }

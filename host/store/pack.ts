@@ -5,7 +5,7 @@
 // A raw blob's hash (checkBlob), or the CRC-32 of its whole group (checkedGroup), is checked when it is first read; that of a compressed
 // group whenever it is decoded.
 
-import zlib from 'node:zlib';
+import { crc32 } from '@node-rs/crc32';
 import { CODEC_NONE, CODEC_ZSTD, type Codec } from './codec.js';
 import type { Files, StoreFile } from './files.js';
 import type { Location } from './index.js';
@@ -162,9 +162,25 @@ export class Packs {
     }
     const header = parseGroupHeader(group);
     if (header === null || header.length !== groupLength || header.count !== count) return null;
-    if (zlib.crc32(group.subarray(GROUP_HEADER)) !== group.readUInt32LE(12)) return null;
+    if (crc32(group.subarray(GROUP_HEADER)) !== group.readUInt32LE(12)) return null;
     const table = group.subarray(GROUP_HEADER, GROUP_HEADER + count * PACK_ENTRY);
     return { table, payload: group.subarray(header.payload) };
+  }
+
+  /** Reads the payload of a raw group of blocks to target[at …] and returns its table, as checkedGroup() does. */
+  readPayload({ pack, groupOffset, groupLength, count }: Location, target: Buffer, at: number): Buffer | null {
+    const length = count * BLOB_MAX;
+    const head = GROUP_BUFFER.subarray(0, groupLength - length);
+    try {
+      this.readRaw(pack, groupOffset, head, 0, head.length);
+      this.readRaw(pack, groupOffset + head.length, target, at, length);
+    } catch {
+      return null;
+    }
+    const header = parseGroupHeader(head);
+    if (header === null || header.length !== groupLength || header.count !== count) return null;
+    const crc = crc32(target.subarray(at, at + length), crc32(head.subarray(GROUP_HEADER)));
+    return crc === head.readUInt32LE(12) ? head.subarray(GROUP_HEADER, GROUP_HEADER + count * PACK_ENTRY) : null;
   }
 
   private fetchAbsent(source: PackSource, locations: Location[]): Promise<void> | undefined {
@@ -253,7 +269,7 @@ export class Packs {
     if (header === null || header.length !== groupLength) {
       throw new DamagedError(`pack ${pack} has no whole group at ${groupOffset}`);
     }
-    if (zlib.crc32(bytes.subarray(GROUP_HEADER)) !== bytes.readUInt32LE(12)) {
+    if (crc32(bytes.subarray(GROUP_HEADER)) !== bytes.readUInt32LE(12)) {
       throw new DamagedError(`the group at ${groupOffset} of pack ${pack} has a wrong checksum`);
     }
     const entries: GroupEntry[] = [];
@@ -288,11 +304,7 @@ export class Packs {
       }
       const header = Buffer.alloc(PACK_HEADER);
       const whole = file.read(header, 0, PACK_HEADER, 0) === PACK_HEADER;
-      if (
-        !whole ||
-        header.readUInt32LE(0) !== PACK_MAGIC ||
-        header.readUInt32LE(4) !== zlib.crc32(header.subarray(8))
-      ) {
+      if (!whole || header.readUInt32LE(0) !== PACK_MAGIC || header.readUInt32LE(4) !== crc32(header.subarray(8))) {
         file.close();
         throw new DamagedError(`pack ${number} has no valid header`);
       }
@@ -343,7 +355,7 @@ export class Packs {
     header.writeUInt16LE(PACK_HEADER, 10);
     this.storeId.copy(header, 16);
     header.writeUInt32LE(number, 32);
-    header.writeUInt32LE(zlib.crc32(header.subarray(8)), 4);
+    header.writeUInt32LE(crc32(header.subarray(8)), 4);
     return header;
   }
 
@@ -391,10 +403,10 @@ export class Packs {
       });
       inner += blob.length;
     }
-    let crc = zlib.crc32(head.subarray(GROUP_HEADER));
-    for (const bytes of stored) crc = zlib.crc32(bytes, crc);
+    let crc = crc32(head.subarray(GROUP_HEADER));
+    for (const bytes of stored) crc = crc32(bytes, crc);
     head.writeUInt32LE(crc, 12);
-    head.writeUInt32LE(zlib.crc32(head.subarray(8, GROUP_HEADER)), 4);
+    head.writeUInt32LE(crc32(head.subarray(8, GROUP_HEADER)), 4);
     pack.dirty = true;
     let at = pack.size;
     for (const bytes of [head, ...stored]) {
@@ -527,7 +539,7 @@ export function parseGroupHeader(
   bytes: Buffer,
 ): { codec: number; count: number; payload: number; length: number; rawLength: number } | null {
   if (bytes.length < GROUP_HEADER || bytes.readUInt32LE(0) !== GROUP_MAGIC) return null;
-  if (bytes.readUInt32LE(4) !== zlib.crc32(bytes.subarray(8, GROUP_HEADER))) return null;
+  if (bytes.readUInt32LE(4) !== crc32(bytes.subarray(8, GROUP_HEADER))) return null;
   const count = bytes[9];
   const payload = GROUP_HEADER + count * PACK_ENTRY + bytes.readUInt16LE(10);
   return {

@@ -261,6 +261,13 @@ export class TreeView {
         target.fill(0, at, at + count);
       } else {
         if (leaf.state[child] === UNRESOLVED) {
+          const done = within === 0 ? this.readGroup(leaf, child, target, at, length) : 0;
+          if (done > 0) {
+            position += done;
+            at += done;
+            length -= done;
+            continue;
+          }
           const fetch = this.resolve(leaf, child, block, Math.floor((position + length - 1) / BLOCK_SIZE));
           if (fetch !== undefined) return fetch.then(() => this.read(position, target, at, length));
         }
@@ -379,6 +386,22 @@ export class TreeView {
     return locations.length === 0 ? undefined : packs.prefetch(locations, last - first < GROUP_READ_MIN);
   }
 
+  /** Reads a raw group of blocks that were never read and that are all wanted to where they are wanted, and checks it by its checksum. How many
+   * bytes that were; 0: it is not so. */
+  private readGroup(leaf: Node, child: number, target: Buffer, at: number, length: number): number {
+    const { packs } = this.nodes;
+    if (packs.isCache || length <= GROUP_READ_MIN * BLOCK_SIZE) return 0;
+    const location = this.locate(leaf, child);
+    const { count } = location;
+    const isWanted = location.ordinal === 0 && child + count <= FANOUT && count * BLOCK_SIZE <= length;
+    if (!isWanted || location.codec !== CODEC_NONE || count <= GROUP_READ_MIN) return 0;
+    const table = packs.readPayload(location, target, at);
+    if (table === null) return 0;
+    for (let i = 0; i < count; i++) if (!isNamed(leaf, child + i, table, i)) return 0;
+    placeRaw(leaf, child, location, count);
+    return count * BLOCK_SIZE;
+  }
+
   /** Finds where a block lies that was never read, `block` of up to `last` that are wanted; a promise when it must be fetched first. */
   private resolve(leaf: Node, child: number, block: number, last: number): Promise<unknown> | undefined {
     const { packs } = this.nodes;
@@ -388,15 +411,12 @@ export class TreeView {
     if (location.codec !== CODEC_NONE || last - block < GROUP_READ_MIN) return undefined;
     // Of many blocks it is quicker to check whole groups by their checksums, and to believe what their tables say.
     const table = packs.checkedGroup(location)?.table;
-    for (let i = 0; table !== undefined && child + i < FANOUT && location.ordinal + i < location.count; i++) {
-      const at = (location.ordinal + i) * PACK_ENTRY;
-      const isWhole = table.readUInt16LE(at + HASH) === BLOCK_SIZE;
-      if (!isWhole || table.compare(leaf.hashes, (child + i) * HASH, (child + i + 1) * HASH, at, at + HASH) !== 0)
-        break;
-      leaf.state[child + i] = RAW;
-      leaf.pack[child + i] = location.pack;
-      leaf.offset[child + i] = leaf.offset[child] + i * BLOCK_SIZE;
-    }
+    if (table === undefined) return undefined;
+    const { ordinal } = location;
+    let count = 0;
+    const most = Math.min(FANOUT - child, location.count - ordinal);
+    while (count < most && isNamed(leaf, child + count, table, ordinal + count)) count++;
+    placeRaw(leaf, child, location, count);
     return undefined;
   }
 
@@ -463,6 +483,23 @@ function place(leaf: Node, child: number, location: Location): void {
   if (location.codec !== CODEC_NONE) return;
   leaf.pack[child] = location.pack;
   leaf.offset[child] = Packs.rawOffset(location);
+}
+
+/** The same of `count` blocks of one group, whose checksum was right. */
+function placeRaw(leaf: Node, child: number, location: Location, count: number): void {
+  const offset = Packs.rawOffset(location);
+  for (let i = 0; i < count; i++) {
+    leaf.state[child + i] = RAW;
+    leaf.pack[child + i] = location.pack;
+    leaf.offset[child + i] = offset + i * BLOCK_SIZE;
+  }
+}
+
+/** Is this block the one that the group's table names? */
+function isNamed(leaf: Node, child: number, table: Buffer, ordinal: number): boolean {
+  const at = ordinal * PACK_ENTRY;
+  if (table.readUInt16LE(at + HASH) !== BLOCK_SIZE) return false;
+  return table.compare(leaf.hashes, child * HASH, (child + 1) * HASH, at, at + HASH) === 0;
 }
 
 function isNext(leaf: Node, child: number): boolean {

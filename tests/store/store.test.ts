@@ -419,6 +419,17 @@ test('blocks that are not compressed lie at multiples of 4096, when there are ma
     offsets.join(' '),
   );
   assert.equal(offsets[63] - offsets[0], 63 * BLOCK, offsets.join(' '));
+  // Whole groups are read to where they are wanted, from a leaf's beginning and from the middle of one.
+  for (const first of [0, 30]) {
+    line.view.forget();
+    const bytes = Buffer.alloc(120 * BLOCK);
+    await line.view.read(first * BLOCK, bytes, 0, bytes.length);
+    for (let index = 0; index < 120; index++)
+      assert.ok(
+        bytes.subarray(index * BLOCK, (index + 1) * BLOCK).equals(blockOf(1 + first + index)),
+        `block ${first + index}`,
+      );
+  }
   await store.close();
 });
 

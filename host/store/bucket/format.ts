@@ -3,6 +3,7 @@
 import crypto from 'node:crypto';
 import { promisify } from 'node:util';
 import zlib from 'node:zlib';
+import { crc32 } from '@node-rs/crc32';
 import { Failure } from '../../failure.js';
 import { CODEC_NONE, type Codec } from '../codec.js';
 import type { Location } from '../index.js';
@@ -255,7 +256,7 @@ export function* locationsOf(pack: number, groups: GroupHead[]): Generator<[hash
 export async function isGroupWhole(bytes: Buffer, codec: Codec): Promise<boolean> {
   const group = parseGroupHeader(bytes);
   if (group === null || group.length !== bytes.length) return false;
-  if (zlib.crc32(bytes.subarray(GROUP_HEADER)) !== bytes.readUInt32LE(12)) return false;
+  if (crc32(bytes.subarray(GROUP_HEADER)) !== bytes.readUInt32LE(12)) return false;
   const { blobs } = headAt(bytes, 0, 0, group);
   const stored = bytes.subarray(group.payload);
   let payload: Buffer;
