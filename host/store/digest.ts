@@ -46,29 +46,19 @@ export class BlobWriter {
     return this.nodes.packs.codec;
   }
 
-  /** Stores a block unless the store has it. */
-  addBlock(hash: Buffer, bytes: Buffer): void {
-    if (this.isNew(hash, hash.toString('latin1'), bytes)) this.groups.addBlock(hash, bytes);
-  }
-
-  /** The same for a node, whose bytes must not change. */
-  addNode(hash: Buffer, bytes: Buffer): void {
+  /** Stores a block or node unless the store has it. The bytes of a node must not change. */
+  add(hash: Buffer, bytes: Buffer): void {
     const key = hash.toString('latin1');
-    if (!this.isNew(hash, key, bytes)) return;
-    this.nodes.fresh.set(key, bytes);
-    this.groups.addNode(hash, bytes);
-  }
-
-  private isNew(hash: Buffer, key: string, bytes: Buffer): boolean {
-    if (this.seen.has(key)) return false;
+    if (this.seen.has(key)) return;
     this.seen.add(key);
     if (this.nodes.index.hasBlob(hash)) {
       this.onReuse(hash);
-      return false;
+      return;
     }
     this.statistics.newBlobs++;
     this.statistics.newBytes += bytes.length;
-    return true;
+    if (bytes.length !== BLOCK_SIZE) this.nodes.fresh.set(key, bytes);
+    this.groups.add(hash, bytes);
   }
 
   /** Waits while too much is being compressed. */
@@ -124,7 +114,7 @@ export async function storeBlocks(
     hashes.copy(all, first * 32);
     for (let index = 0; index < hashes.length / 32; index++) {
       const hash = hashes.subarray(index * 32, (index + 1) * 32);
-      if (!isZeroHash(hash)) writer.addBlock(hash, slab.subarray(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE));
+      if (!isZeroHash(hash)) writer.add(hash, slab.subarray(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE));
       if (index % SLICE < SLICE - 1) continue;
       await writer.room();
       await pause();
@@ -166,7 +156,7 @@ export class TreeUpdate {
   private made(level: number, hashes: Buffer): Buffer {
     const bytes = encodeNode(level, hashes);
     const hash = sha256(bytes);
-    this.writer.addNode(hash, bytes);
+    this.writer.add(hash, bytes);
     return hash;
   }
 

@@ -10,7 +10,7 @@ import { GroupWriter } from './group-writer.js';
 import { emptyBatch, type Location } from './index.js';
 import { DamagedError } from './pack.js';
 import type { Store } from './store.js';
-import { BLOCK_SIZE, FANOUT, isZeroHash, levelsOf } from './tree.js';
+import { FANOUT, isZeroHash, levelsOf } from './tree.js';
 
 export interface GarbageReport {
   packs: number;
@@ -175,9 +175,7 @@ async function sweep(store: Store, marks: Marks, pack: number, report: GarbageRe
     const { entries, payload } = await store.packs.readGroup(group);
     for (const ordinal of ordinals) {
       const { hash, inner, length } = entries[ordinal];
-      const bytes = payload.subarray(inner, inner + length);
-      if (length === BLOCK_SIZE) groups.addBlock(hash, bytes);
-      else groups.addNode(hash, bytes);
+      groups.add(hash, payload.subarray(inner, inner + length));
     }
     await groups.room();
   }

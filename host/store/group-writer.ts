@@ -26,15 +26,20 @@ export class GroupWriter {
     private readonly onWritten: (blobs: BlobHead[], locations: Location[]) => void,
   ) {}
 
-  addBlock(hash: Buffer, bytes: Buffer): void {
+  /** The bytes of a block, 4096, are copied; those of a node, which is smaller, must not change. */
+  add(hash: Buffer, bytes: Buffer): void {
+    if (bytes.length === BLOB_MAX) this.addBlock(hash, bytes);
+    else this.addNode(hash, bytes);
+  }
+
+  private addBlock(hash: Buffer, bytes: Buffer): void {
     this.payload ??= this.free.pop() ?? Buffer.allocUnsafeSlow(GROUP_BLOBS * BLOB_MAX);
     bytes.copy(this.payload, this.blocks.length * BLOB_MAX);
     this.blocks.push({ hash, length: BLOB_MAX });
     if (this.blocks.length === GROUP_BLOBS) this.packBlocks();
   }
 
-  /** The node's bytes must not change. */
-  addNode(hash: Buffer, bytes: Buffer): void {
+  private addNode(hash: Buffer, bytes: Buffer): void {
     this.nodes.push({ hash, length: bytes.length });
     this.nodesPayload.push(bytes);
     if (this.nodes.length === GROUP_BLOBS) this.writeNodes();

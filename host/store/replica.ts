@@ -69,8 +69,7 @@ export class BlobSink {
       try {
         for (const bytes of blobs) {
           const hash = sha256(bytes);
-          if (level === BLOCK_LEVEL) writer.addBlock(hash, bytes);
-          else writer.addNode(hash, bytes);
+          writer.add(hash, bytes);
           this.pin(hash);
           await writer.room();
         }

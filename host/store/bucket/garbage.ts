@@ -8,7 +8,7 @@ import { Failure } from '../../failure.js';
 import { type GarbageReport, LIVE_SHARE_MIN, Marks } from '../garbage.js';
 import { GroupWriter } from '../group-writer.js';
 import type { Store } from '../store.js';
-import { BLOCK_SIZE, isZeroHash, levelsOf } from '../tree.js';
+import { isZeroHash, levelsOf } from '../tree.js';
 import {
   COLLECTOR_KEY,
   type CollectorRecord,
@@ -254,9 +254,7 @@ class Collection {
         const { entries, payload } = await store.packs.readGroup(group);
         for (const ordinal of needed) {
           const { hash, inner, length } = entries[ordinal];
-          const bytes = payload.subarray(inner, inner + length);
-          if (length === BLOCK_SIZE) writer.addBlock(hash, bytes);
-          else writer.addNode(hash, bytes);
+          writer.add(hash, payload.subarray(inner, inner + length));
         }
         await writer.room();
       }
