@@ -18,6 +18,7 @@ import {
 import { noCodec } from '../store/codec.js';
 import type { Files, StoreFile } from '../store/files.js';
 import { type Index, type IndexBatch, MemoryIndex } from '../store/index.js';
+import type { LineExport } from '../store/line-export.js';
 import { MemoryFiles } from '../store/memory-files.js';
 import { Store } from '../store/store.js';
 import {
@@ -36,6 +37,9 @@ const WALL_CLOCK_MS = 1_700_000_000_000;
 
 /** A commit that the store has been asked for and that it has not said to be durable: the blocks that it changes. */
 interface OpenCommit {
+  line: string;
+  /** Who the store will say has made it. */
+  who: string;
   blocks: Blocks;
   /** Of an administrator: the number of the command that stands for it. */
   administrator: number | null;
@@ -60,6 +64,8 @@ export class MerkleStore implements ImageBackend {
   #disk: SlowDisk | null = null;
   /** In the order in which they become generations. */
   #commits: OpenCommit[] = [];
+  /** The store does not make a generation of these yet, and perhaps never will. */
+  readonly #waiting = new Set<OpenCommit>();
   /** The newest generation that was reported durable. */
   #generation = 1;
   /** The card's image, or the branch that it is on. */
@@ -79,7 +85,7 @@ export class MerkleStore implements ImageBackend {
   }
 
   get busy(): boolean {
-    return this.#commits.length > 0;
+    return this.#commits.length + this.#waiting.size > 0;
   }
 
   /** The card goes on, on a branch: that is its image from now on. */
@@ -90,7 +96,7 @@ export class MerkleStore implements ImageBackend {
       this.#line = line;
       this.#generation = base;
       // What an administrator commits meanwhile becomes a generation of the line that the card has left.
-      this.#commits = this.#commits.filter(({ administrator }) => administrator === null);
+      this.#commits = this.#commits.filter((commit) => commit.line === line);
       this.#watcher.conflict(base);
     });
   }
@@ -101,7 +107,7 @@ export class MerkleStore implements ImageBackend {
     if (store === null) return false;
     this.#world.promises = true;
     const line = this.#line;
-    let opened: OpenExport | null = null;
+    let opened: LineExport | null = null;
     try {
       // Each is another client: connections of one client have one epoch.
       opened = await store.open(line, { ...CLIENT, identity: `administrator ${number}` });
@@ -111,7 +117,7 @@ export class MerkleStore implements ImageBackend {
       }
       if (this.#store !== store || this.#line !== line) return false;
       this.#world.promises = true;
-      await this.commit(blocks, () => opened!.commit(), number);
+      await this.commit(opened, blocks, () => opened!.commit(), number);
       return true;
     } catch (error) {
       this.#world.trace('administrator', `not now: ${(error as Error).message}`);
@@ -161,8 +167,8 @@ export class MerkleStore implements ImageBackend {
     if (this.#disk !== disk) return;
     if (!store.has(EXPORT_NAME)) await store.images.create(EXPORT_NAME, this.size);
     if (this.#disk !== disk) return;
-    store.on('commit', (line, generation) => {
-      if (this.#disk === disk && line === this.#line && generation > this.#generation) this.#durable(generation);
+    store.on('commit', (line, generation, who) => {
+      if (this.#disk === disk && line === this.#line && generation > this.#generation) this.#durable(generation, who);
     });
     store.on('conflict', (line, base) => {
       if (this.#disk === disk) this.#conflict(line, base);
@@ -186,8 +192,12 @@ export class MerkleStore implements ImageBackend {
         `the store opened at generation ${head}, generation ${this.#generation} had been durable`,
       );
     }
-    while (this.#generation < head) this.#durable(this.#generation + 1);
+    const { id } = store.line(this.#line).record;
+    // Of several that are kept as one, only the last has a record.
+    for (let next = this.#generation + 1; next <= head; next++)
+      this.#durable(next, store.generationRecord(id, next)?.who ?? null);
     this.#commits = [];
+    this.#waiting.clear();
     // As it stands now, in one piece: nothing may have changed but what was reported.
     const blocks = await this.newest();
     this.#world.watch(() => this.#watcher.reopened(blocks));
@@ -215,12 +225,15 @@ export class MerkleStore implements ImageBackend {
     if (how === 'gone') this.#files = this.#files.afterPowerCut(() => this.#world.random.u32() / 2 ** 32);
   }
 
-  /** The oldest commit under way has become this generation. */
-  #durable(generation: number): void {
+  /** The oldest commit under way has become this generation. `who` has made it, if that is known. */
+  #durable(generation: number, who: string | null): void {
     this.#world.watch(() => {
       const commit = this.#commits.shift();
       if (commit === undefined || generation !== this.#generation + 1) {
         throw new Violation('O2', `generation ${generation} after ${this.#generation}, and nobody has committed it`);
+      }
+      if (who !== null && who !== commit.who) {
+        throw new Violation('O2', `generation ${generation} is by ${who}, and it was the turn of ${commit.who}`);
       }
       this.#generation = generation;
       if (commit.administrator === null) this.#watcher.committed(generation, commit.blocks);
@@ -232,7 +245,7 @@ export class MerkleStore implements ImageBackend {
     const store = this.#store;
     if (store === null) throw new ExportError('ESHUTDOWN', 'the server is starting');
     const opened = store.open(name, client);
-    const wrap = (inner: OpenExport): OpenExport => new WatchedExport(this, inner);
+    const wrap = (inner: LineExport): OpenExport => new WatchedExport(this, inner);
     return opened instanceof Promise ? opened.then(wrap) : wrap(opened);
   }
 
@@ -241,7 +254,8 @@ export class MerkleStore implements ImageBackend {
     if (store === null) throw new ExportRefused('policy', 'the server is starting');
     this.#world.promises = true;
     const place = await store.placeCard(name, client, hello);
-    return { ...place, export: place.export === null ? null : new WatchedExport(this, place.export) };
+    const inner = place.export as LineExport | null;
+    return { ...place, export: inner === null ? null : new WatchedExport(this, inner) };
   }
 
   // For the exports.
@@ -253,23 +267,26 @@ export class MerkleStore implements ImageBackend {
     this.#world.watch(() => this.#watcher.received(offset, data));
   }
 
-  /** A commit is handed to the store with these blocks changed. */
-  commit<T>(
+  /** `work` commits what was written through `opened`, these blocks. It takes its place in the order only when the store does the same: while a
+   * part of the epoch is on its way into a tree the connection may end, its epoch with it, and somebody else's commit comes instead. */
+  async commit<T>(
+    opened: LineExport,
     blocks: Blocks,
     work: () => Promise<T> | undefined,
     administrator: number | null = null,
-  ): Promise<T> | undefined {
-    const commit: OpenCommit = { blocks, administrator };
-    this.#commits.push(commit);
+  ): Promise<T | undefined> {
+    const commit: OpenCommit = { line: opened.line.name, who: opened.identity, blocks, administrator };
     this.#world.promises = true;
-    const failed = (error: unknown): never => {
+    this.#waiting.add(commit);
+    while (opened.isSpilling) await opened.startSpill().catch(() => {});
+    this.#waiting.delete(commit);
+    // The card may have left the line meanwhile.
+    if (commit.line === this.#line) this.#commits.push(commit);
+    try {
+      return await work();
+    } catch (error) {
       this.#commits = this.#commits.filter((other) => other !== commit);
       throw error;
-    };
-    try {
-      return work()?.catch(failed);
-    } catch (error) {
-      return failed(error);
     }
   }
 }
@@ -277,11 +294,11 @@ export class MerkleStore implements ImageBackend {
 /** An opening of the real store that tells what reaches it. */
 class WatchedExport implements OpenExport {
   readonly #backend: MerkleStore;
-  readonly #inner: OpenExport;
+  readonly #inner: LineExport;
   /** Blocks of the open epoch. */
   #epoch = new Set<number>();
 
-  constructor(backend: MerkleStore, inner: OpenExport) {
+  constructor(backend: MerkleStore, inner: LineExport) {
     this.#backend = backend;
     this.#inner = inner;
   }
@@ -330,22 +347,22 @@ class WatchedExport implements OpenExport {
 
   commit(): Done {
     if (this.#epoch.size === 0) return this.#inner.commit();
-    const commit = (blocks: Blocks): Done => this.#backend.commit(blocks, () => this.#inner.commit());
+    const commit = (blocks: Blocks): Done => this.#backend.commit(this.#inner, blocks, () => this.#inner.commit());
     const blocks = this.#changed();
     return blocks instanceof Promise ? blocks.then(commit) : commit(blocks);
   }
 
   async commitCard(upTo: number): Promise<{ generation: number; id: string }> {
     const blocks = await this.#changed();
-    return this.#backend.commit(blocks, () => this.#inner.commitCard!(upTo))!;
+    return (await this.#backend.commit(this.#inner, blocks, () => this.#inner.commitCard(upTo)))!;
   }
 
   get lostReason(): string | null {
-    return this.#inner.lostReason ?? null;
+    return this.#inner.lostReason;
   }
 
   async writeKnown(offset: number, hash: Buffer): Promise<boolean> {
-    if (!(await this.#inner.writeKnown!(offset, hash))) return false;
+    if (!(await this.#inner.writeKnown(offset, hash))) return false;
     const bytes = Buffer.alloc(Math.min(BLOCK, this.size - offset));
     await this.#inner.read(offset, bytes);
     this.#epoch.add(offset / BLOCK);
