@@ -5,7 +5,8 @@
 //             -> a MARK that says so is stored -> learnt
 //
 // While connected the server ends the connection when somebody else changes the image, so this is the one way in which a card
-// learns. With a plain NBD server, which cannot tell, the settings say what becomes of the clean blocks.
+// learns. On a store that takes nothing any more no MARK is stored: the server is read, but nothing is sent to it. With a plain NBD
+// server, which cannot tell, the settings say what becomes of the clean blocks.
 
 import { BLOCK_SIZE } from '../config';
 import {
@@ -31,6 +32,7 @@ import {
 } from '../local-store/forget';
 import { localStoreReady } from '../local-store/local-store';
 import {
+  logFailed,
   logGeneration,
   logGenerationId,
   logNextSequence,
@@ -85,6 +87,9 @@ enum Stage {
   MARKING = 4,
   STORING = 5,
   LEARNT = 6,
+  /** As learnt, but the store is not told, as it takes nothing any more. At the next power-on the card knows what it knew before, so it goes on
+   * saying that. Nothing may be committed: what others have changed before a commit of its own counts as known. */
+  READING = 7,
 }
 
 /** Looked at in one step. */
@@ -104,11 +109,17 @@ let extentOffset: u64 = 0;
 let extentDone: u32 = 0;
 let changed: u64 = 0;
 let markSequence: u64 = 0;
+/** What the store says until the MARK is stored. */
+let toldGeneration: u64 = 0;
+let toldId: u64 = 0;
+/** The clean blocks are right for a later generation than the card says: with the connection they count no longer. */
+let ahead: bool = false;
 
 export function initChanges(): void {
   stage = Stage.DOWN;
   connection = 0;
   introduced = false;
+  ahead = false;
   request = -1;
   setPlaceMode(PlaceMode.WAITING);
 }
@@ -116,6 +127,11 @@ export function initChanges(): void {
 /** True when everything that others have changed until this connection began is known: the server may be read and written. */
 export function changesLearnt(): bool {
   return stage == Stage.LEARNT && nbdUp() && connection == nbdConnection();
+}
+
+/** True when the server may be read at least. */
+export function changesReadable(): bool {
+  return changesLearnt() || (stage == Stage.READING && nbdUp() && connection == nbdConnection());
 }
 
 /** True when the write log must let go what changesCommitted() says before anything else. */
@@ -130,7 +146,7 @@ export function changesCommitted(): u64 {
 
 /** They are let go. */
 export function changesReleased(): void {
-  stage = placeReset() ? Stage.FORGETTING : firstQuestion();
+  stage = placeReset() || ahead ? Stage.FORGETTING : firstQuestion();
 }
 
 /** The server has made the card's epoch this generation. */
@@ -156,15 +172,14 @@ export function changesStep(): bool {
   switch (stage) {
     case Stage.FORGETTING:
       if (!forgetEverything()) return false;
-      // What is uncommitted may still meet what others have changed.
-      stage = placeAgreed() && placeBase() != placeServerGeneration() ? startAsking() : Stage.MARKING;
+      stage = forgotten();
       return true;
     case Stage.ASKING:
       return ask();
     case Stage.MARKING:
       return mark();
     case Stage.STORING:
-      if (logStored() < markSequence) return false;
+      if (logStored() < markSequence) return logFailed() && markNothing();
       stage = Stage.LEARNT;
       statistics.generation = logGeneration();
       return true;
@@ -195,6 +210,8 @@ function connected(): void {
   connection = nbdConnection();
   initForget();
   changed = 0;
+  toldGeneration = logGeneration();
+  toldId = logGenerationId();
   if (!placeAgreed()) {
     plain();
     return;
@@ -234,6 +251,14 @@ function startAsking(): Stage {
   asked = 0;
   windowBytes = windowAt = 0;
   return Stage.ASKING;
+}
+
+/** Nothing clean is left. What is uncommitted may still meet what others have changed. */
+function forgotten(): Stage {
+  if (placeAgreed() && placeBase() != placeServerGeneration()) return startAsking();
+  if (placeReset() || !ahead) return Stage.MARKING;
+  ahead = false;
+  return firstQuestion();
 }
 
 // Asking
@@ -348,8 +373,9 @@ function lookAtBlock(block: u32): bool {
   return forgetBlock(block);
 }
 
-/** Everything is looked at: says on the store what the clean blocks are right for now. */
+/** Everything is looked at: says on the store what the clean blocks are right for now, if it still takes anything. */
 function mark(): bool {
+  if (logFailed()) return markNothing();
   if (placeAgreed()) changesOwn(placeServerGeneration(), placeServerId());
   markSequence = forgetMark();
   if (markSequence == 0) return false;
@@ -361,5 +387,17 @@ function mark(): bool {
   logValue('forgotten', statistics.blocksForgotten);
   logValue('record', logNextSequence() - 1);
   logEnd(LogLevel.INFO);
+  return true;
+}
+
+/** The store has failed, perhaps when the MARK was on its way. */
+function markNothing(): bool {
+  if (placeAgreed()) changesOwn(toldGeneration, toldId);
+  // A plain server is not told anything, and at the next power-on its blocks are forgotten again.
+  stage = placeAgreed() ? Stage.READING : Stage.LEARNT;
+  ahead = placeAgreed();
+  logText('the image server is read only: the local store cannot say what others have changed');
+  logValue('changed_blocks', changed);
+  logEnd(LogLevel.WARNING);
   return true;
 }

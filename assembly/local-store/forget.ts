@@ -3,8 +3,22 @@
 // without data: the blocks behind its header are never written or read.
 //
 // While the record is being built no other one is, so nothing that is on its way into the log can bring a block back.
+//
+// A store that takes nothing any more is not told. It goes on saying what the card knew before, so at the next power-on the card asks what has
+// changed since then.
 
-import { cacheFind, cacheSetEmpty, cacheSetStale, cacheSlots, cacheState, cacheTag, SlotState } from '../cache/cache';
+import {
+  cacheFind,
+  cacheMask,
+  cacheSetEmpty,
+  cacheSetFilling,
+  cacheSetReady,
+  cacheSetStale,
+  cacheSlots,
+  cacheState,
+  cacheTag,
+  SlotState,
+} from '../cache/cache';
 import { statistics } from '../statistics';
 import {
   NO_ROW,
@@ -21,6 +35,8 @@ import {
 import { RECORD_ENTRIES_MAX, RECORD_FORGETS, RecordKind } from './format';
 import { SEGMENTS_RESERVED } from './reclaim';
 import {
+  logBuilding,
+  logFailed,
   logFreeSegments,
   logHeadRoom,
   recordAbandon,
@@ -41,6 +57,8 @@ let room: u32 = 0;
 let forgotten: u32 = 0;
 /** Everything clean goes at the next power-on. */
 let wholesale: bool = false;
+/** The store is not told. */
+let untold: bool = false;
 
 /** Before the first forgetBegin() of a connection. */
 export function initForget(): void {
@@ -51,6 +69,12 @@ export function initForget(): void {
 
 /** Begins to forget; false when that must wait. No record can be begun by others until forgetEnd(). */
 export function forgetBegin(): bool {
+  untold = logFailed();
+  if (untold) {
+    begun = !logBuilding();
+    entries = 0;
+    return begun;
+  }
   if (logFreeSegments() <= SEGMENTS_RESERVED + 1 || forgotten > tableRows() / WHOLESALE_SHARE) wholesale = true;
   room = wholesale ? 0 : logHeadRoom() < 8 ? RECORD_ENTRIES_MAX : min(logHeadRoom(), RECORD_ENTRIES_MAX);
   if (!recordBegin(room, 0)) return false;
@@ -62,7 +86,8 @@ export function forgetBegin(): bool {
 /** Forgets a block of which nothing is uncommitted. False when the record is full: end it, and begin another. */
 export function forgetBlock(block: u32): bool {
   assert(begun);
-  if (!wholesale && entries == room) return false;
+  const isNamed = !wholesale && !untold;
+  if (isNamed && entries == room) return false;
   const row = tableFind(block);
   if (row != NO_ROW) {
     assert(rowDirty(row) == 0);
@@ -70,7 +95,7 @@ export function forgetBlock(block: u32): bool {
     noteSeen(block);
     forgotten += 1;
     statistics.blocksForgotten += 1;
-    if (!wholesale) {
+    if (isNamed) {
       recordSetForgotten(entries, block);
       entries += 1;
     }
@@ -97,6 +122,7 @@ function forgetSlot(slot: i32): void {
 export function forgetEnd(): void {
   assert(begun);
   begun = false;
+  if (untold) return;
   if (entries == 0) {
     recordAbandon();
     return;
@@ -107,6 +133,7 @@ export function forgetEnd(): void {
 
 /** Forgets everything that is committed, now and at the next power-on. False when that must wait. */
 export function forgetEverything(): bool {
+  if (logFailed() && cacheIsFilling()) return false;
   if (!forgetBegin()) return false;
   wholesale = true;
   for (let row: u32 = 0; row < tableRows(); row++) {
@@ -116,10 +143,34 @@ export function forgetEverything(): bool {
     tableRemove(rowKey(row));
     statistics.blocksForgotten += 1;
   }
-  // What is uncommitted is in the log: it is loaded from there again.
-  forgetCached(0, 0xfffffffe);
+  // What is uncommitted is in the log: it is loaded from there again, unless the store has failed to take it.
+  if (untold) forgetCleanCached();
+  else forgetCached(0, 0xfffffffe);
   forgetEnd();
   return true;
+}
+
+function cacheIsFilling(): bool {
+  for (let slot: u32 = 0; slot < cacheSlots(); slot++) {
+    const state = cacheState(slot);
+    if (state != SlotState.EMPTY && state != SlotState.READY) return true;
+  }
+  return false;
+}
+
+/** Of the RAM cache only what is uncommitted stays. */
+function forgetCleanCached(): void {
+  for (let slot: u32 = 0; slot < cacheSlots(); slot++) {
+    if (cacheState(slot) != SlotState.READY) continue;
+    const row = tableFind(cacheTag(slot));
+    const left: u8 = row == NO_ROW ? 0 : cacheMask(slot) & rowDirty(row);
+    if (left == 0) {
+      cacheSetEmpty(slot);
+      continue;
+    }
+    cacheSetFilling(slot);
+    cacheSetReady(slot, left);
+  }
 }
 
 /** Of a block that the PC has written in part the rest counts no longer. */

@@ -326,6 +326,11 @@ export function logWritten(): bool {
   return failed || writtenSequence + 1 == nextSequence;
 }
 
+/** A record is being built, perhaps of blocks as they were when it was begun. */
+export function logBuilding(): bool {
+  return building;
+}
+
 /** The device refuses to write: nothing can be stored any more. */
 export function logFailed(): bool {
   return failed;

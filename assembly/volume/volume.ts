@@ -21,7 +21,7 @@ import {
   cacheTouch,
   SlotState,
 } from '../cache/cache';
-import { changesLearnt } from '../changes/changes';
+import { changesLearnt, changesReadable } from '../changes/changes';
 import { nowMs } from '../clock';
 import {
   BLOCK_SIZE,
@@ -199,7 +199,7 @@ export function volumeReady(): bool {
 function becomeReady(): bool {
   if (sectors == 0 || ready) return false;
   const tried = nbdLosses() >= LEARN_ATTEMPTS || statistics.linkState == LinkState.REFUSED;
-  ready = tried || changesLearnt() || readyTimeoutMs() == 0;
+  ready = tried || changesReadable() || readyTimeoutMs() == 0;
   return ready;
 }
 
@@ -465,7 +465,7 @@ function usableRow(block: u32): u32 {
 }
 
 function canFetch(): bool {
-  return connectionChecked == nbdConnection() && changesLearnt();
+  return connectionChecked == nbdConnection() && changesReadable();
 }
 
 /** Starts to read a block from the local store into the RAM cache. False when that must wait. */
