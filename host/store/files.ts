@@ -105,12 +105,13 @@ export class DiskFiles implements Files {
 
 /** What one thread reads at once: 1 MiB of blocks and the tables of its groups. */
 const BRING_SIZE = 1024 * 1024 + 64 * 1024;
-/** What is kept for read(): older parts are left to the page cache. */
-const BROUGHT_MAX = 64;
+/** What is kept for read(), of all files: older parts are left to the page cache. */
+const BROUGHT_BYTES_MAX = 32 * 1024 * 1024;
 const SPARES_MAX = 8;
 
 /** Bytes of a file that a thread has read. */
 interface Brought {
+  file: DiskFile;
   position: number;
   end: number;
   bytes: Buffer;
@@ -118,6 +119,9 @@ interface Brought {
   from: number;
 }
 
+/** The oldest first. */
+const brought: Brought[] = [];
+let broughtBytes = 0;
 /** Memory for BRING_SIZE bytes, page-aligned: new memory costs as much as reading to it. */
 const spares: Buffer[] = [];
 const PAGE = 4096;
@@ -126,7 +130,8 @@ class DiskFile implements StoreFile {
   /** Operations on threads. */
   private pending = 0;
   private closed = false;
-  private readonly brought: Brought[] = [];
+  /** Of `brought`. */
+  private parts = 0;
 
   constructor(
     private readonly fd: number,
@@ -135,7 +140,7 @@ class DiskFile implements StoreFile {
   ) {}
 
   read(target: Uint8Array, at: number, length: number, position: number): number {
-    if (this.brought.length > 0 && this.take(target, at, length, position)) return length;
+    if (this.parts > 0 && this.take(target, at, length, position)) return length;
     let done = 0;
     while (done < length) {
       const count = fs.readSync(this.fd, target, at + done, length - done, position + done);
@@ -184,7 +189,8 @@ class DiskFile implements StoreFile {
         const from = isLarge ? (position + at + PAGE / 2) % PAGE : 0;
         fs.read(this.fd, bytes, from, size, position + at, (error, count) => {
           // Whoever reads what is missing will say so.
-          if (error === null) this.keep({ position: position + at, end: position + at + count, bytes, from });
+          if (error === null)
+            this.keep({ file: this, position: position + at, end: position + at + count, bytes, from });
           if (error === null && count === size && at + size < length) next(at + size);
           else {
             this.ended();
@@ -197,23 +203,29 @@ class DiskFile implements StoreFile {
   }
 
   private keep(part: Brought): void {
-    this.brought.push(part);
-    if (this.brought.length > BROUGHT_MAX) this.drop(0);
+    if (this.closed) return;
+    brought.push(part);
+    broughtBytes += part.bytes.length;
+    this.parts++;
+    while (broughtBytes > BROUGHT_BYTES_MAX) brought[0].file.drop(0);
   }
 
   private drop(index: number): void {
-    const [{ bytes }] = this.brought.splice(index, 1);
+    const [{ bytes }] = brought.splice(index, 1);
+    broughtBytes -= bytes.length;
+    this.parts--;
     if (bytes.length === BRING_SIZE + PAGE && spares.length < SPARES_MAX) spares.push(bytes);
   }
 
   /** Gives what has been brought; once all of a part has been read it is forgotten. */
   private take(target: Uint8Array, at: number, length: number, position: number): boolean {
-    const index = this.brought.findIndex((part) => part.position <= position && position + length <= part.end);
+    const end = position + length;
+    const index = brought.findIndex((part) => part.file === this && part.position <= position && end <= part.end);
     if (index < 0) return false;
-    const part = this.brought[index];
+    const part = brought[index];
     const from = part.from + position - part.position;
     part.bytes.copy(target, at, from, from + length);
-    if (position + length === part.end) this.drop(index);
+    if (end === part.end) this.drop(index);
     return true;
   }
 
@@ -224,6 +236,8 @@ class DiskFile implements StoreFile {
   /** The descriptor is let go when the last operation has ended, so that its number is not another file's by then. */
   close(): void {
     this.closed = true;
+    for (let index = brought.length - 1; index >= 0 && this.parts > 0; index--)
+      if (brought[index].file === this) this.drop(index);
     if (this.pending === 0) fs.closeSync(this.fd);
   }
 

@@ -36,6 +36,12 @@ test('bytes that have been brought are those of the file, wherever they are read
     // More parts than are kept, and one behind the end.
     await Promise.all(Array.from({ length: 100 }, (_, index) => file.prefetch!(index * 5000, 4096)));
     for (let index = 0; index < 100; index++) check(index * 5000, 4096);
+    // Of more than is kept for all files, what was brought first is read from the file again, and one that is closed keeps nothing.
+    const other = new DiskFiles(folder).open('a');
+    for (let round = 0; round < 20; round++) await other.prefetch!(0, 2_500_000);
+    check(10_000, 4096);
+    other.close();
+    check(20_000, 4096);
     await file.prefetch!(2_999_000, 4096);
     check(2_999_000, 1001);
     check(2_999_000, 4096);
