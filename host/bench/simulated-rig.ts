@@ -8,11 +8,11 @@ import { Cable } from '../front-end/cable.js';
 import { Register, STATUS_BSY, STATUS_DF, STATUS_ERR } from '../front-end/front-end.js';
 import { NO_FAULTS, SimulatedBlockDevice } from '../soak/block-device.js';
 import { SimulatedCard } from '../soak/card.js';
-import { guarded, type Replacements } from '../soak/guard.js';
+import { guarded } from '../soak/guard.js';
 import type { Blocks, ImageBackend } from '../soak/memory-store.js';
 import { SimulatedNetwork } from '../soak/network.js';
 import { SimulatedServer } from '../soak/server.js';
-import { MS, SECOND, type Timer, World } from '../soak/world.js';
+import { MS, replacementsOf, SECOND, World } from '../soak/world.js';
 import { noCodec } from '../store/codec.js';
 import { MemoryIndex } from '../store/index.js';
 import { MemoryFiles } from '../store/memory-files.js';
@@ -94,7 +94,7 @@ export class SimulatedRig {
 
   /** Switches everything on and runs `body` in simulated time. */
   async run(body: (rig: SimulatedRig) => Promise<void>): Promise<void> {
-    await guarded(this.#replacements(), async () => {
+    await guarded(replacementsOf(this.world), async () => {
       this.server.state = 'down';
       this.server.start();
       this.world.schedule(100 * MS, () => {
@@ -147,21 +147,6 @@ export class SimulatedRig {
   wireBytes(): number {
     const { bytesToServer, bytesFromServer } = this.card.statistics();
     return bytesToServer + bytesFromServer;
-  }
-
-  #replacements(): Replacements {
-    const { world } = this;
-    return {
-      setTimeout: (callback: () => void, ms = 0) => {
-        const timer = world.schedule(ms * MS, () => {
-          world.promises = true;
-          callback();
-        });
-        return Object.assign(timer, { unref: () => timer });
-      },
-      clearTimeout: (timer: Timer | null) => world.cancel(timer),
-      randomBytes: (count: number) => Buffer.from(Array.from({ length: count }, () => world.random.below(256))),
-    };
   }
 }
 

@@ -7,7 +7,7 @@ import { SimulatedCard } from './card.js';
 import { Checker } from './checker.js';
 import { fillSector, SECTOR_SIZE, setBase, WORDS } from './content.js';
 import { type CardFaults, Faults, type StoreWeather } from './faults.js';
-import { guarded, type Replacements } from './guard.js';
+import { guarded } from './guard.js';
 import { BLOCK, type Blocks, type ImageBackend, MemoryStore } from './memory-store.js';
 import { MerkleStore } from './merkle-store.js';
 import { rateOf, SimulatedNetwork } from './network.js';
@@ -15,7 +15,7 @@ import { SimulatedPc } from './pc.js';
 import type { Operation, Scenario } from './scenario.js';
 import { SimulatedServer } from './server.js';
 import { StoreDamage } from './store-damage.js';
-import { MS, SECOND, type Timer, Violation, World } from './world.js';
+import { MS, replacementsOf, SECOND, Violation, World } from './world.js';
 
 const BLOCK_SECTORS = BLOCK / SECTOR_SIZE;
 
@@ -64,7 +64,7 @@ export async function run(scenario: Scenario, options: RunOptions): Promise<RunR
   const simulation = new Simulation(world, scenario, options.firmware);
   let violation: Violation | null = null;
   try {
-    await guarded(simulation.replacements(), () => simulation.run());
+    await guarded(replacementsOf(world), () => simulation.run());
   } catch (error) {
     if (error instanceof Violation) violation = error;
     else violation = new Violation('crash', error instanceof Error ? (error.stack ?? error.message) : String(error));
@@ -217,22 +217,6 @@ class Simulation {
     this.#server.start();
     this.#world.schedule(0, () => this.#powerOn());
     await this.#world.run();
-  }
-
-  /** The image store's timers and its few random bytes. */
-  replacements(): Replacements {
-    const world = this.#world;
-    return {
-      setTimeout: (callback: () => void, ms = 0) => {
-        const timer = world.schedule(ms * MS, () => {
-          world.promises = true;
-          callback();
-        });
-        return Object.assign(timer, { unref: () => timer });
-      },
-      clearTimeout: (timer: Timer | null) => world.cancel(timer),
-      randomBytes: (count: number) => Buffer.from(Array.from({ length: count }, () => world.random.below(256))),
-    };
   }
 
   /** Somebody else writes blocks of the image: some that the PC has written, some anywhere. */

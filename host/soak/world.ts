@@ -6,7 +6,7 @@
 // at a fixed moment.
 
 import { Random } from '../fuzz/random.js';
-import { settlePromises } from './guard.js';
+import { type Replacements, settlePromises } from './guard.js';
 
 export const MS = 1_000;
 export const SECOND = 1_000_000;
@@ -153,4 +153,19 @@ function pop(heap: Timer[]): Timer | null {
   }
   heap[at] = last;
   return first;
+}
+
+/** The image store's timers and its few random bytes, for guarded(). */
+export function replacementsOf(world: World): Replacements {
+  return {
+    setTimeout: (callback: () => void, ms = 0) => {
+      const timer = world.schedule(ms * MS, () => {
+        world.promises = true;
+        callback();
+      });
+      return Object.assign(timer, { unref: () => timer });
+    },
+    clearTimeout: (timer: Timer | null) => world.cancel(timer),
+    randomBytes: (count: number) => Buffer.from(Array.from({ length: count }, () => world.random.below(256))),
+  };
 }

@@ -3,10 +3,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { CardHello, Client } from '../../host/server/export.js';
-import { guarded, type Replacements } from '../../host/soak/guard.js';
+import { guarded } from '../../host/soak/guard.js';
 import { BLOCK, EXPORT_NAME, type StoreWatcher } from '../../host/soak/memory-store.js';
 import { MerkleStore } from '../../host/soak/merkle-store.js';
-import { MS, type Timer, World } from '../../host/soak/world.js';
+import { MS, replacementsOf, World } from '../../host/soak/world.js';
 
 const CLIENT: Client = { identity: 'anonymous', address: '192.0.2.1', tls: false };
 const HELLO: CardHello = {
@@ -37,17 +37,6 @@ class Rig {
 
   async run(body: () => Promise<void>): Promise<void> {
     const { world } = this;
-    const replacements: Replacements = {
-      setTimeout: (callback: () => void, ms = 0) => {
-        const timer = world.schedule(ms * MS, () => {
-          world.promises = true;
-          callback();
-        });
-        return Object.assign(timer, { unref: () => timer });
-      },
-      clearTimeout: (timer: Timer | null) => world.cancel(timer),
-      randomBytes: (count: number) => Buffer.from(Array.from({ length: count }, () => world.random.below(256))),
-    };
     world.schedule(0, () => {
       world.promises = true;
       body().then(
@@ -55,7 +44,7 @@ class Rig {
         (error: unknown) => world.fail(error),
       );
     });
-    await guarded(replacements, () => world.run());
+    await guarded(replacementsOf(world), () => world.run());
   }
 
   wait(us: number): Promise<void> {
